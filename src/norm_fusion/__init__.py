@@ -1,0 +1,35 @@
+"""Fused RMSNorm and LayerNorm kernels in Triton, and the lab that measures what they are worth.
+
+    rms_norm, layer_norm    the operators, signatures as torch.nn.functional's
+
+The house, two towers on one ground floor; only records pass between them:
+
+    spec, records, metrics          ground floor: what can be asked, what is stored, the arithmetic. No torch.
+    kernels, ops, functional        the kernels and the way to them
+    backends, measure               the contestants, and the process that measures them
+    runs, report                    paper tower: runs on disk, tables and pages. No torch.
+    engine, cli                     the roof: runs a shard in a process, and the commands
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from norm_fusion.functional import layer_norm, rms_norm
+
+__all__ = ["layer_norm", "rms_norm"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that the commands' --help and the paper tower need no torch.
+    if name in __all__:
+        from norm_fusion import functional
+
+        return getattr(functional, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

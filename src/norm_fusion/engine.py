@@ -1,0 +1,217 @@
+"""Runs a shard in a process of its own and keeps what it measures as it arrives.
+
+The process that measures is never the process that judges: it sends raw samples, figures are derived here. One that
+dies costs the case that it was on; the others are measured by its successor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from norm_fusion.records import Conditions, Environment, Manifest, Measurement, Record, Status
+from norm_fusion.runs.derive import records_of
+from norm_fusion.runs.store import RunStore, now
+from norm_fusion.spec import Case, Shard
+
+# After a request to stop, a worker may still be inside a compiler: it gets this long before it is killed.
+GRACE_S = 30
+
+
+class Refused(Exception):
+    """The worker cannot run the shard on this machine; the message is for the user. Nothing was kept."""
+
+
+class Listener(Protocol):
+    """Who watches a run."""
+
+    def started(self, environment: Environment, steps: int) -> None: ...
+    def step(self, case: str, what: str) -> None: ...
+    def measured(self, records: list[Record]) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    records: list[Record] = field(default_factory=list)
+    manifest: Manifest | None = None
+    interrupted: int | None = None  # the signal that ended it early
+
+    @property
+    def exit_code(self) -> int:
+        """0: all rows ok or unavailable; 1: a row is wrong or failed; 128 + signal: interrupted."""
+        if self.interrupted is not None:
+            return 128 + self.interrupted
+        return int(any(record.status in (Status.WRONG, Status.FAILED) for record in self.records))
+
+
+def run(shard: Shard, manifest: Manifest, create: Callable[[], RunStore], listener: Listener) -> Outcome:
+    """Measure a shard here. `create` makes the run's folder, once the worker has accepted the shard.
+
+    Raises:
+        Refused: the worker cannot run the shard on this machine.
+    """
+    session = _Session(shard, manifest, create, listener)
+    with _signals_to(session):
+        session.measure()
+    return session.outcome
+
+
+class _Session:
+    """One run in progress: the worker at work, the store, and the cases still to do."""
+
+    def __init__(self, shard: Shard, manifest: Manifest, create: Callable[[], RunStore], listener: Listener) -> None:
+        self.shard, self.manifest, self.create, self.listener = shard, manifest, create, listener
+        self.store: RunStore | None = None
+        self.outcome = Outcome()
+        self.worker: subprocess.Popen[bytes] | None = None
+        self.at: str | None = None  # the case that the worker is on
+
+    def measure(self) -> None:
+        remaining = list(self.shard.cases)
+        while remaining and self.outcome.interrupted is None:
+            self.at = None
+            code, log = self._run_worker(replace(self.shard, cases=tuple(remaining)))
+            done = {record.case for record in self.outcome.records}
+            remaining = [case for case in remaining if case.name not in done]
+            if code == 0 or self.outcome.interrupted is not None:
+                break
+            if self.store is None:
+                raise Refused(f"the measuring process {_death(code)} before it could say where it runs:\n{log}")
+            lost = next((case for case in remaining if case.name == self.at), remaining[0])
+            self._keep_lost(lost, code)
+            remaining.remove(lost)
+        self._finish()
+
+    def stop(self, number: int) -> None:
+        """First signal: end after the current round and keep what is there. Second: at once."""
+        if self.worker is not None:
+            self.worker.send_signal(signal.SIGTERM if self.outcome.interrupted is None else signal.SIGKILL)
+            timer = threading.Timer(GRACE_S, self.worker.kill)
+            timer.daemon = True
+            timer.start()
+        self.outcome.interrupted = number
+
+    def _run_worker(self, shard: Shard) -> tuple[int, str]:
+        """Run one worker to its end; its exit code, and the end of what it printed."""
+        command = [sys.executable, "-m", "norm_fusion.measure.worker"]
+        printed = _Tail()
+        # A session of its own: the terminal's Ctrl-C reaches us alone, and we decide.
+        self.worker = worker = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+        assert worker.stdin and worker.stdout and worker.stderr
+        reader = threading.Thread(target=printed.read, args=(worker.stderr,), daemon=True)
+        reader.start()
+        try:
+            worker.stdin.write(json.dumps(shard.to_dict()).encode())
+            worker.stdin.close()
+        except BrokenPipeError:
+            pass  # it died before it read its shard: its exit code says so below
+        for line in worker.stdout:
+            self._take(line)
+        code = worker.wait()
+        reader.join(timeout=5)
+        if self.store is not None:
+            self.store.append_log(printed.text)
+        return code, printed.text.strip()[-2000:]
+
+    def _take(self, line: bytes) -> None:
+        event = _parsed(line)
+        match event.get("event"):
+            case "environment" if self.store is None:
+                environment = Environment.model_validate(event["environment"])
+                self.store = self.create()
+                self._update(environment=environment, before=Conditions.model_validate(event["conditions"]))
+                self.listener.started(environment, event["total"])
+            case "progress":
+                self.at = event["case"]
+                self.listener.step(event["case"], event["what"])
+            case "case":
+                self._keep(Case.parse(event["case"]), [Measurement.model_validate(m) for m in event["measurements"]])
+            case "done":
+                self._update(after=Conditions.model_validate(event["conditions"]))
+            case "refused":
+                raise Refused(event["message"])
+
+    def _keep(self, case: Case, measurements: list[Measurement]) -> None:
+        assert self.store is not None and self.manifest.environment is not None
+        fingerprint = self.manifest.environment.fingerprint
+        derived = records_of(case, measurements, self.shard.run_id, fingerprint, self.shard.replicate)
+        kept = [self.store.write(record, samples) for record, samples in derived]
+        self.outcome.records += kept
+        self.listener.measured(kept)
+
+    def _keep_lost(self, case: Case, code: int) -> None:
+        """A case whose worker died: a failed record for each of its profiles."""
+        from norm_fusion import backends
+
+        reason = f"the measuring process {_death(code)} on this case; see worker.log"
+        lost = [
+            Measurement(case=case.name, profile=name, status=Status.FAILED, reason=reason)
+            for name in self.shard.profiles
+            if backends.serves(name, case.op)
+        ]
+        self._keep(case, lost)
+
+    def _finish(self) -> None:
+        state = "interrupted" if self.outcome.interrupted is not None else "finished"
+        self._update(state=state, finished_at=now())
+        self.outcome.manifest = self.manifest
+
+    def _update(self, **changes: Any) -> None:
+        self.manifest = self.manifest.model_copy(update=changes)
+        if self.store is not None:
+            self.store.write_manifest(self.manifest)
+
+
+class _Tail:
+    """What a worker printed, the last megabyte of it."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def read(self, stream: Any) -> None:
+        for line in stream:
+            self.text = (self.text + line.decode(errors="replace"))[-(2**20) :]
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+
+@contextmanager
+def _signals_to(session: _Session) -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop the session instead of this process, while it lasts."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda received, frame: session.stop(received))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if session.worker is not None and session.worker.poll() is None:
+            os.killpg(session.worker.pid, signal.SIGKILL)

@@ -1,0 +1,1 @@
+"""Triton kernels, one file per reduction, and the pure function that chooses how each is launched."""

@@ -1,0 +1,83 @@
+"""Inputs that look like activations, poisoned memory, and the verdict on an output against the fp64 reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from norm_fusion.backends.builtin import Operands
+from norm_fusion.reference import reference
+from norm_fusion.spec import Case, Op
+
+# Hugging Face's Llama default; LayerNorm's is torch.nn's.
+EPS = {Op.RMSNORM: 1e-6, Op.LAYERNORM: 1e-5}
+# Elements of a reference computed at a time: bounds the fp64 working memory to about half a gigabyte.
+CHUNK_ELEMENTS = 2**24
+
+
+@dataclass(frozen=True)
+class Check:
+    """An output against the reference. Errors are maxima over the rows checked; `wrong` says why, None if right."""
+
+    max_abs_error: float | None
+    max_rel_error: float | None
+    rows: int
+    wrong: str | None
+
+
+def draw_input(case: Case, device: torch.device, seed: int) -> Tensor:
+    """Fresh activations, shape (rows, cols): normal, with one channel in 128 twenty times larger and a small mean."""
+    gen = torch.Generator(device).manual_seed(seed)
+    x = torch.randn(case.rows, case.cols, generator=gen, device=device, dtype=getattr(torch, case.dtype))
+    outliers = torch.randperm(case.cols, generator=gen, device=device)[: max(1, case.cols // 128)]
+    x[:, outliers] *= 20
+    return x.add_(0.25)
+
+
+def draw_operands(case: Case, device: torch.device, seed: int) -> Operands:
+    """Random parameters, shape (cols,): never ones, which would hide a wrong or missing weight."""
+    gen = torch.Generator(device).manual_seed(seed)
+
+    def vector() -> Tensor:
+        return torch.randn(case.cols, generator=gen, device=device, dtype=getattr(torch, case.dtype))
+
+    return Operands(case.op, vector() + 1, vector() if case.op is Op.LAYERNORM else None, EPS[case.op])
+
+
+def poison(like: Tensor, value: float) -> None:
+    """Leave `value` in the memory that the next output of this size is likely to get from the allocator."""
+    for block in [torch.full_like(like, value) for _ in range(2)]:
+        del block
+
+
+def check(y: object, x: Tensor, operands: Operands, case: Case, rows: Tensor | None = None) -> Check:
+    """Judge output `y` of input `x`, on all rows or on those whose indices are given.
+
+    The error of an element is relative to |reference| + rms(reference's row): an element near zero does not decide,
+    and an outlier channel does not excuse its neighbours.
+    """
+    if not isinstance(y, Tensor):
+        return Check(None, None, 0, f"output is a {type(y).__name__}, expected a tensor")
+    for what in ("shape", "dtype", "device"):
+        if getattr(y, what) != getattr(x, what):
+            return Check(None, None, 0, f"output has {what} {getattr(y, what)}, expected {getattr(x, what)}")
+    index = torch.arange(x.shape[0], device=x.device) if rows is None else rows
+    max_abs = max_rel = 0.0
+    for part in index.split(max(1, CHUNK_ELEMENTS // case.cols)):
+        expected = reference(operands.op, x[part], operands.weight, operands.bias, operands.eps)
+        error = (y[part].double() - expected).abs()
+        if not bool(torch.isfinite(error).all()):
+            row = int(part[~torch.isfinite(error).all(-1)][0])
+            return Check(None, None, len(index), f"output is not finite in row {row}, and the reference is")
+        scale = expected.abs() + expected.square().mean(-1, keepdim=True).sqrt()
+        max_abs = max(max_abs, float(error.max()))
+        max_rel = max(max_rel, float((error / scale.clamp_min(torch.finfo(torch.float64).tiny)).max()))
+    wrong = f"error {max_rel:.2e} is above the tolerance {case.tolerance:.2e}" if max_rel > case.tolerance else None
+    return Check(max_abs, max_rel, len(index), wrong)
+
+
+def spread_rows(case: Case, count: int, device: torch.device) -> Tensor:
+    """Indices of up to `count` rows, first and last among them, evenly spread."""
+    return torch.linspace(0, case.rows - 1, min(count, case.rows), device=device).round().long().unique()

@@ -1,0 +1,211 @@
+"""Preflight: the device a shard runs on, its environment and conditions, and the lock that keeps it to one run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+import norm_fusion
+from norm_fusion.records import Conditions, Environment
+
+# Installing one of these can change what PyTorch's own operator runs (torch 2.13 swaps in a QuACK kernel), or is a peer.
+PEERS = ("apache-tvm-ffi", "liger-kernel", "nvidia-cutlass-dsl", "quack-kernels", "flash-attn", "transformer-engine")
+
+
+class Refused(Exception):
+    """The shard cannot run here at all: one line that says what was seen, what is allowed and what to do."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device that exists.
+
+    Raises:
+        Refused: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        raise Refused(
+            f"--device {name}: PyTorch {torch.__version__} (built {built}) sees no GPU here; "
+            "use --device cpu to run on the CPU"
+        )
+    index = int(name.partition(":")[2] or torch.cuda.current_device())
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise Refused(f"--device {name}: this machine has {count} GPU(s), cuda:0 to cuda:{count - 1}")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def lock(device: torch.device) -> FileLock | None:
+    """Hold the GPU for this process until it exits, so that two runs never measure each other."""
+    if device.type != "cuda":
+        return None
+    uuid = torch.cuda.get_device_properties(device).uuid
+    held = FileLock(Path(tempfile.gettempdir()) / f"norm-fusion-{uuid}.lock", mode=0o666)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise Refused(f"{device} is being measured by another run ({held.lock_file}): wait until it ends") from None
+    return held
+
+
+def describe(device: torch.device) -> Environment:
+    """The machine and software that this process's numbers belong to."""
+    common: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": _version("triton"),
+        "peers": {name: found for name in PEERS if (found := _version(name))},
+        "norm_fusion": norm_fusion.__version__,
+        **_commit(),
+    }
+    if device.type == "cpu":
+        return Environment(
+            device="cpu",
+            device_name=_cpu_name(),
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            cache_bytes=_cpu_cache_bytes(),
+            threads=torch.get_num_threads(),
+            **common,
+        )
+    properties = torch.cuda.get_device_properties(device)
+    return Environment(
+        device="cuda",
+        device_name=properties.name,
+        device_index=device.index,
+        device_uuid=str(properties.uuid),
+        compute_capability=f"{properties.major}.{properties.minor}",
+        sm_count=properties.multi_processor_count,
+        memory_bytes=properties.total_memory,
+        cache_bytes=properties.L2_cache_size,
+        inductor=_inductor_settings(),
+        **_nvml_facts(device),
+        **common,
+    )
+
+
+def conditions(device: torch.device) -> Conditions:
+    """Clocks, temperature and company at this moment."""
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    if device.type == "cpu":
+        return Conditions(at=at, load_1m=os.getloadavg()[0])
+    nvml, handle = _nvml(device)
+    if nvml is None:
+        return Conditions(at=at)
+    read: dict[str, Any] = {}
+    with suppress(nvml.NVMLError):
+        read["sm_clock_mhz"] = nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)
+        read["memory_clock_mhz"] = nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)
+    with suppress(nvml.NVMLError):
+        read["temperature_c"] = nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
+    with suppress(nvml.NVMLError):
+        read["power_w"] = nvml.nvmlDeviceGetPowerUsage(handle) / 1e3
+    with suppress(nvml.NVMLError):
+        read["throttle_reasons"] = f"{nvml.nvmlDeviceGetCurrentClocksEventReasons(handle):#x}"
+    with suppress(nvml.NVMLError):
+        others = [p for p in nvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid != os.getpid()]
+        read["other_processes"] = len(others)
+    return Conditions(at=at, **read)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that can still be had on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _nvml(device: torch.device) -> tuple[Any, Any]:
+    """pynvml and the handle of the device, or (None, None) where the driver's library cannot be reached."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+    except pynvml.NVMLError:
+        return None, None
+
+
+def _nvml_facts(device: torch.device) -> dict[str, Any]:
+    nvml, handle = _nvml(device)
+    if nvml is None:
+        return {}
+    facts: dict[str, Any] = {"driver": nvml.nvmlSystemGetDriverVersion()}
+    with suppress(nvml.NVMLError):
+        facts["power_limit_w"] = nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3
+    with suppress(nvml.NVMLError):
+        facts["sm_clock_max_mhz"] = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
+        facts["memory_clock_max_mhz"] = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
+    with suppress(nvml.NVMLError):
+        facts["ecc"] = bool(nvml.nvmlDeviceGetEccMode(handle)[0])
+    with suppress(nvml.NVMLError):
+        facts["mig"] = bool(nvml.nvmlDeviceGetMigMode(handle)[0])
+    return facts
+
+
+def _inductor_settings() -> dict[str, Any]:
+    from torch._inductor import config
+
+    return {name: getattr(config.triton, name, None) for name in ("multi_kernel", "persistent_reductions")}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> dict[str, Any]:
+    """The checkout's commit and whether it is dirty; nothing for an installed package."""
+    root = Path(norm_fusion.__file__).parents[2]
+    if not (root / ".git").exists():
+        return {}
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_cache_bytes() -> int:
+    """The last-level cache; 32 MiB where the system does not say."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        sizes.append(int(text.rstrip("KMG")) * {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1], 1))
+    return max(sizes, default=32 * 2**20)

@@ -1,0 +1,54 @@
+"""Watching a run: a live bar on a terminal, a line per case elsewhere. All on stderr: stdout is for results."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from norm_fusion.records import Environment, Record
+from norm_fusion.report.table import machine
+from norm_fusion.report.table import time as duration
+
+
+class Watch:
+    """The listener of a run, to be used as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("starting the measuring process (imports PyTorch)", total=None)
+
+    def __enter__(self) -> Watch:
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def started(self, environment: Environment, steps: int) -> None:
+        self.bar.update(self.task, total=steps)
+        if not self.console.is_terminal:
+            self.console.print(machine(environment), soft_wrap=True)
+
+    def step(self, case: str, what: str) -> None:
+        self.bar.update(self.task, description=f"{case}: {what}")
+        self.bar.advance(self.task)
+
+    def measured(self, records: list[Record]) -> None:
+        if not records:
+            return
+        timed = [r for r in records if r.p50_ms is not None and r.timer in ("device", "wall") and r.profile != "copy"]
+        fastest = min(timed, key=lambda r: r.p50_ms or 0.0, default=None)
+        verdict = "nothing timed" if fastest is None else f"fastest {fastest.profile} {duration(fastest.p50_ms)} ({fastest.timer})"
+        self.console.print(f"{records[0].case}: {verdict}", soft_wrap=True, highlight=False)

@@ -1,0 +1,174 @@
+"""A run as a terminal shows it: the machine, how fast, whether it is right, and the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from norm_fusion.records import Environment, Manifest, Record, Status
+from norm_fusion.report.rows import Row, answer, cases
+from norm_fusion.spec import BASELINE, ROOF, Case
+
+NOTHING = "-"
+STYLE = {
+    Status.OK: "",
+    Status.CHECKED: "cyan",
+    Status.WRONG: "bold red",
+    Status.FAILED: "red",
+    Status.UNAVAILABLE: "yellow",
+}
+NOISE_STYLE = {"good": "", "warn": "yellow", "rerun": "bold yellow"}
+
+
+def show(console: Console, manifest: Manifest, rows: Sequence[Row]) -> None:
+    """Print a run."""
+    console.print(render(manifest, rows), soft_wrap=False)
+
+
+def render(manifest: Manifest, rows: Sequence[Row]) -> RenderableType:
+    """The whole of a run."""
+    parts: list[RenderableType] = []
+    if manifest.environment is not None:
+        parts.append(machine(manifest.environment))
+    parts += [speed(rows), errors(rows)]
+    notes = footnotes(rows)
+    if notes:
+        parts.append(notes)
+    if manifest.state == "interrupted":
+        parts.append(Text("Interrupted: what was measured until then is shown and kept.", "yellow"))
+    parts.append(Text(f"\n{answer(rows)}", "bold"))
+    return Group(*parts)
+
+
+def machine(e: Environment) -> Text:
+    """Device and versions, a line or two."""
+    cache = f"{e.cache_bytes / 2**20:.0f} MiB {'L2' if e.device == 'cuda' else 'last-level cache'}"
+    if e.device == "cuda":
+        facts = [e.device_name, f"{e.sm_count} SMs", f"{e.memory_bytes / 2**30:.0f} GiB", cache, f"driver {e.driver}"]
+    else:
+        facts = [e.device_name, f"{e.threads} threads", f"{e.memory_bytes / 2**30:.0f} GiB", cache]
+    software = [f"torch {e.torch}", f"triton {e.triton or 'missing'}", f"Python {e.python}"]
+    if e.commit:
+        software.append(f"commit {e.commit[:10]}{' (dirty)' if e.dirty else ''}")
+    return Text(f"{' · '.join(facts)}\n{' · '.join(software)}", "dim")
+
+
+def speed(rows: Sequence[Row]) -> Table:
+    """Latency, throughput and speedup of every profile."""
+    table = _table("How fast (cold cache)")
+    table.add_column("case / profile", no_wrap=True)
+    for name in ("p50", "p95", "p95/p50", "GB/s", "of copy", "TFLOP/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    baselines = _baselines(rows)
+    for name in baselines:
+        table.add_column(f"vs {name.removeprefix('torch-')}", justify="right", no_wrap=True)
+    hosted = any(row.ms("host") is not None for row in rows)
+    if hosted:
+        table.add_column("host", justify="right", no_wrap=True)
+        table.add_column("wall", justify="right", no_wrap=True)
+    for case, group in cases(rows).items():
+        table.add_row(Text(f"{case} ({Case.parse(case).compulsory_bytes / 2**20:,.1f} MiB)", "bold"))
+        for row in group:
+            roof = row.profile == ROOF
+            cells = [*_latency_cells(row), *_rate_cells(row)]
+            cells += ["" if roof else _speedup(row, name) for name in baselines]
+            if hosted:
+                cells += [time(row.ms("host")), time(row.ms("wall"))]
+            table.add_row("  copy (the roof)" if roof else f"  {row.profile}", *cells, style="dim" if roof else STYLE[row.status])
+        table.add_section()
+    return table
+
+
+def errors(rows: Sequence[Row]) -> Table:
+    """Errors against the fp64 reference, and the verdict."""
+    table = _table("Is it right (against fp64)")
+    for name in ("case / profile", "max abs error", "max rel error", "tolerance", "rows checked", "verdict"):
+        table.add_column(name, justify="left" if name in ("case / profile", "verdict") else "right", no_wrap=True)
+    for case, group in cases(rows).items():
+        table.add_row(Text(case, "bold"))
+        for row in (row for row in group if row.profile != ROOF):
+            r = row.any
+            rows_checked = NOTHING if r.checked_rows is None else f"{r.checked_rows} of {r.rows}"
+            figures = [_number(r.max_abs_error), _number(r.max_rel_error), _number(r.tolerance), rows_checked]
+            table.add_row(f"  {row.profile}", *figures, _verdict(r), style=STYLE[row.status])
+        table.add_section()
+    return table
+
+
+def footnotes(rows: Sequence[Row]) -> Text | None:
+    """Reasons and remedies of what was not measured, each once."""
+    said: dict[str, None] = {}
+    for row in rows:
+        r = row.any
+        if r.reason and r.status is not Status.CHECKED:
+            said[f"{row.profile} {r.status} at {row.case}: {r.reason}" + (f"; {r.remedy}" if r.remedy else "")] = None
+        for note in r.notes:
+            said[f"{row.profile} at {row.case}: {note}"] = None
+    if any(row.status is Status.CHECKED for row in rows):
+        said["checked: correct in Triton's interpreter on a sample of the rows; a CPU says nothing of its latency"] = None
+    noisy = [f"{row.profile} at {row.case}" for row in rows if row.latency and row.latency.noise == "rerun"]
+    if noisy:
+        said[f"noisy (p95/p50 above 1.15), rerun before a precise claim: {len(noisy)} of {_timed(rows)} rows"] = None
+    return Text("\n".join(f"- {line}" for line in said)) if said else None
+
+
+def time(ms: float | None) -> str:
+    """A duration with its unit, three significant figures: `17.9 us`, `1.83 ms`."""
+    if ms is None:
+        return NOTHING
+    for scale, unit in ((1e-3, "ns"), (1.0, "us"), (1e3, "ms")):
+        value = ms * 1e3 / scale
+        if value < 999.5:
+            return f"{value:.3g} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+    return f"{ms / 1e3:.3g} s"
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+
+
+def _baselines(rows: Sequence[Row]) -> list[str]:
+    seen = {name: None for row in rows if row.ratio for name in row.ratio.speedup if name != BASELINE}
+    order = {row.profile: i for i, row in enumerate(rows)}
+    return sorted(seen, key=lambda name: order.get(name, 0))
+
+
+def _latency_cells(row: Row) -> list[str]:
+    r = row.latency
+    if r is None or r.noise_ratio is None:
+        return [row.status.value, "", ""]
+    style = NOISE_STYLE[r.noise or "good"]
+    ratio = f"{r.noise_ratio:.2f}"
+    return [time(r.p50_ms), time(r.p95_ms), f"[{style}]{ratio}[/]" if style else ratio]
+
+
+def _rate_cells(row: Row) -> list[str]:
+    r = row.ratio
+    if r is None or r.gbps is None:
+        return ["", "", ""]
+    share = "" if r.roof_share is None else f"{r.roof_share:.3f}"
+    return [f"{r.gbps:,.0f}" if r.gbps >= 10 else f"{r.gbps:.2g}", share, f"{r.tflops:.2g}" if r.tflops else ""]
+
+
+def _speedup(row: Row, baseline: str) -> str:
+    if row.ratio is None or baseline not in row.ratio.speedup:
+        return "" if row.ratio is None or row.profile == baseline else NOTHING
+    return f"{row.ratio.speedup[baseline]:.2f}x"
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.1e}"
+
+
+def _verdict(r: Record) -> str:
+    if r.status is Status.CHECKED:
+        return "holds (interpreter)"
+    return "holds" if r.status is Status.OK else r.status.value
+
+
+def _timed(rows: Sequence[Row]) -> int:
+    return sum(row.latency is not None for row in rows)

@@ -1,0 +1,210 @@
+"""What can be asked: operators, cases, profiles, suites and the shard of work that one process measures.
+
+Ground floor: no torch, nothing of ours. Everything here is a value that survives a trip through JSON.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Op(StrEnum):
+    """An operator under test."""
+
+    RMSNORM = "rmsnorm"
+    LAYERNORM = "layernorm"
+
+    @property
+    def flops_per_element(self) -> int:
+        """Arithmetic of the textbook formula per element; the original experiment's model."""
+        return {Op.RMSNORM: 5, Op.LAYERNORM: 8}[self]
+
+    @property
+    def parameters(self) -> int:
+        """How many vectors of `cols` elements it reads: RMSNorm a weight, LayerNorm a weight and a bias."""
+        return {Op.RMSNORM: 1, Op.LAYERNORM: 2}[self]
+
+
+# Bytes per element of the dtypes under test.
+ITEMSIZE: Mapping[str, int] = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+# Half a unit in the last place at 1: the largest relative error of one rounding to the dtype.
+UNIT_ROUNDOFF: Mapping[str, float] = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
+
+MAX_DIM = 2**31 - 1
+MAX_INPUT_BYTES = 2**40
+
+_CASE_NAME = re.compile(r"(?P<op>[a-z]+)-(?P<rows>\d+)x(?P<cols>\d+)-(?P<dtype>[a-z]+\d+)")
+_SHAPE = re.compile(r"(\d+)x(\d+)")
+
+
+class SpecError(ValueError):
+    """A question that cannot be asked. The message says what was seen, what is allowed and what to do."""
+
+
+def parse_shape(text: str) -> tuple[int, int]:
+    """`"4096x8192"` -> `(4096, 8192)`; anything else raises SpecError."""
+    match = _SHAPE.fullmatch(text.strip())
+    if match is None:
+        raise SpecError(f"shape {text!r} is not ROWSxCOLS: write it like 4096x8192")
+    return int(match[1]), int(match[2])
+
+
+@dataclass(frozen=True, order=True)
+class Case:
+    """One operator at one shape and dtype: `rmsnorm-4096x8192-float16`.
+
+    Raises:
+        SpecError: a dimension, the dtype or the input's size is out of range.
+    """
+
+    op: Op
+    rows: int
+    cols: int
+    dtype: str
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "cols"):
+            value = getattr(self, name)
+            if not 1 <= value <= MAX_DIM:
+                raise SpecError(f"{name} is {value}: it must be 1 to {MAX_DIM:,}")
+        if self.dtype not in ITEMSIZE:
+            raise SpecError(f"dtype {self.dtype!r} is unknown: choose from {', '.join(ITEMSIZE)}")
+        if self.input_bytes > MAX_INPUT_BYTES:
+            raise SpecError(
+                f"{self.rows}x{self.cols} {self.dtype} needs {self.input_bytes / 2**40:,.1f} TiB for its input alone: "
+                f"at most {MAX_INPUT_BYTES // 2**40} TiB, so use fewer rows or columns"
+            )
+
+    @classmethod
+    def parse(cls, name: str) -> Case:
+        """The case of a name such as `rmsnorm-4096x8192-float16`."""
+        match = _CASE_NAME.fullmatch(name)
+        if match is None:
+            raise SpecError(f"case {name!r} is not OP-ROWSxCOLS-DTYPE: write it like rmsnorm-4096x8192-float16")
+        if match["op"] not in set(Op):
+            raise SpecError(f"op {match['op']!r} of case {name!r} is unknown: choose from {', '.join(Op)}")
+        return cls(Op(match["op"]), int(match["rows"]), int(match["cols"]), match["dtype"])
+
+    @property
+    def name(self) -> str:
+        return f"{self.op}-{self.rows}x{self.cols}-{self.dtype}"
+
+    @property
+    def input_bytes(self) -> int:
+        return self.rows * self.cols * ITEMSIZE[self.dtype]
+
+    @property
+    def compulsory_bytes(self) -> int:
+        """Every input read once, the output written once: the same for every contestant."""
+        return 2 * self.input_bytes + self.op.parameters * self.cols * ITEMSIZE[self.dtype]
+
+    @property
+    def flops(self) -> int:
+        return self.op.flops_per_element * self.rows * self.cols
+
+    @property
+    def tolerance(self) -> float:
+        """Largest allowed error of an element, relative to |reference| + rms(reference's row).
+
+        16-bit: the output is rounded once, a composition that casts before it multiplies rounds up to three times,
+        each by at most one unit roundoff; four leaves room for the statistics. float32: the statistics' own error
+        is of the output's order and grows with the logarithm of the row (pairwise sums): 32 units roundoff.
+        """
+        return (32 if self.dtype == "float32" else 4) * UNIT_ROUNDOFF[self.dtype]
+
+
+# The seed's four cases, and its shape sweep: what is measured when no shape is given.
+DEFAULT_CASES: tuple[Case, ...] = (
+    Case(Op.RMSNORM, 512, 1024, "float16"),
+    Case(Op.RMSNORM, 2048, 4096, "float16"),
+    Case(Op.RMSNORM, 4096, 4096, "float16"),
+    Case(Op.LAYERNORM, 4096, 4096, "float32"),
+)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """An implementation under test, by name. `family` is what `--backend` selects by: torch or triton."""
+
+    name: str
+    family: str
+    ops: tuple[Op, ...]
+    summary: str
+
+
+BASELINE = "torch-baseline"
+# What the original experiment compared with: an alias, never timed twice.
+BASELINE_OF: Mapping[Op, str] = {Op.RMSNORM: "torch-eager", Op.LAYERNORM: "torch-native"}
+
+# The roof is measured like a contestant, in the same rounds, but it is none: it moves the bytes and computes nothing.
+ROOF = "copy"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure. `rounds` x `block` samples a series; every number has its place in the protocol."""
+
+    rounds: int
+    block: int
+    warmup_s: float
+    settle_s: float
+
+    @property
+    def samples(self) -> int:
+        return self.rounds * self.block
+
+
+# n >= 200 on a GPU, n >= 50 on a CPU (protocol step 10). Rounds are multiples of 10 so that five, six or seven
+# contestants come within one round of a whole number of balanced squares.
+EFFORTS: Mapping[tuple[str, bool], Effort] = {
+    ("cuda", False): Effort(rounds=40, block=10, warmup_s=0.2, settle_s=2.0),
+    ("cuda", True): Effort(rounds=20, block=10, warmup_s=0.2, settle_s=0.5),
+    ("cpu", False): Effort(rounds=20, block=5, warmup_s=0.2, settle_s=2.0),
+    ("cpu", True): Effort(rounds=10, block=5, warmup_s=0.2, settle_s=0.5),
+}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The unit of work: some cases, all their contestants, one replicate, one device, one process."""
+
+    run_id: str
+    cases: tuple[Case, ...]
+    profiles: tuple[str, ...]
+    device: str
+    replicate: int = 0
+    seed: int = 0
+    quick: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"cases": [case.name for case in self.cases]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Shard:
+        cases = tuple(Case.parse(name) for name in data["cases"])
+        return cls(**{**data, "cases": cases, "profiles": tuple(data["profiles"])})
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Cases x profiles, with the question they answer and why it matters. `options` are its optional parts."""
+
+    name: str
+    title: str
+    question: str
+    why: str
+    project: str
+    focus: str
+    cases: tuple[Case, ...]
+    profiles: tuple[str, ...]
+    options: Mapping[str, tuple[Case, ...]] = field(default_factory=dict)
+
+    def select(self, options: tuple[str, ...]) -> tuple[Case, ...]:
+        """The suite's cases and those of the named options, each once, in order."""
+        chosen = [*self.cases, *(case for name in options for case in self.options[name])]
+        return tuple(dict.fromkeys(chosen))

@@ -1,0 +1,157 @@
+"""Every kernel compiled ahead of time, without a GPU, and its machine code read: needs only Triton and pytest."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from aot import ITEMSIZE, Job, ask
+
+from norm_fusion.kernels.launch import Launch
+
+OPS = ("rms_norm", "layer_norm")
+# Hidden sizes of known models, and every power of two that a launch treats apart.
+WIDTHS = (128, 256, 512, 768, 1024, 2048, 3072, 4096, 5120, 7168, 8192, 12288, 16384, 32768, 65536, 131072)
+SOME_WIDTHS = (128, 768, 1024, 4096, 5120, 8192, 16384, 32768, 65536, 131072)
+
+EVERY_LAUNCH = [Job(op, cols, dtype) for op in OPS for cols in WIDTHS for dtype in ITEMSIZE]
+OTHER_GPUS = [
+    Job(op, cols, dtype, cc) for cc in (80, 86, 100) for op in OPS for cols in SOME_WIDTHS for dtype in ("bf16", "fp32")
+]
+# Without weight and bias every access is one of x or y.
+BARE = [Job(op, cols, dtype, vectors=False) for op in OPS for cols in WIDTHS for dtype in ("bf16", "fp32")]
+EACH_KERNEL = [Job(op, cols, "fp16") for op in OPS for cols in (128, 5120, 65536, 131072)]
+
+# Launches that spill all the same, with the most bytes of stack a thread takes.
+KNOWN_SPILLS: dict[tuple[str, int], int] = {}
+
+Compile = Callable[[Job], dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compile]:
+    """Compiles a job in a process that does not interpret, once, and really: the cache starts empty."""
+    env = os.environ | {
+        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    env.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, str(Path(__file__).with_name("aot.py"))]
+    with subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        yield cache(lambda job: ask(server, job))
+        assert server.stdin is not None
+        server.stdin.close()
+
+
+class Access(NamedTuple):
+    """One global load or store instruction."""
+
+    kind: str
+    volatile: bool
+    bytes: int
+
+
+def accesses(ptx: str) -> list[Access]:
+    found = re.findall(r"\b(ld|st)(\.volatile)?\.global\S*?(?:\.v(\d))?\.b(\d+) [{\[]", ptx)
+    assert len(found) == len(re.findall(r"\b(?:ld|st)\.(?:volatile\.)?global", ptx)), "an access of unknown form"
+    return [Access(kind, bool(volatile), int(n or 1) * int(bits) // 8) for kind, volatile, n, bits in found]
+
+
+def widths(answer: dict[str, str], kind: str) -> list[int]:
+    """Bytes that each load (or store) of a thread moves, in ascending order."""
+    return sorted(access.bytes for access in accesses(answer["ptx"]) if access.kind == kind)
+
+
+def one_pass(job: Job) -> list[int]:
+    """`widths` of moving the row tile once: 16 bytes an access, or all that a thread has of a small tail."""
+    found = []
+    for lanes in (job.launched.block_rows * job.launched.body, job.launched.tail):
+        if lanes:
+            mine = max(1, lanes // (32 * job.launched.num_warps)) * job.itemsize
+            width = min(mine, job.constexprs["VEC"] * job.itemsize)
+            found += [width] * (mine // width)
+    return sorted(found)
+
+
+def spilled(answer: dict[str, str]) -> int:
+    """Bytes of stack and local memory a thread takes: these kernels put nothing there but spills."""
+    usage = re.search(r"REG:\d+ STACK:(\d+) .*?LOCAL:(\d+)", answer["usage"])
+    assert usage is not None, f"no resource usage in {answer['usage']!r}"
+    return int(usage[1]) + int(usage[2])
+
+
+@pytest.mark.parametrize("job", EVERY_LAUNCH + OTHER_GPUS, ids=str)
+def test_registers_do_not_spill(job: Job, compiled: Compile) -> None:
+    assert spilled(compiled(job)) <= KNOWN_SPILLS.get((job.kernel, job.cols), 0), job.launched
+
+
+def test_a_spill_would_be_seen(compiled: Compile) -> None:
+    """The control: 24 registers do not hold 32 elements a thread."""
+    assert spilled(compiled(Job("layer_norm", 4096, "fp32", launch=Launch(1, 4096, 0, 4, maxnreg=24)))) > 0
+
+
+@pytest.mark.parametrize("job", [job for job in BARE if not job.launched.wide], ids=str)
+def test_x_is_read_once_and_y_written_once_16_bytes_at_a_time(job: Job, compiled: Compile) -> None:
+    answer = compiled(job)
+    assert widths(answer, "ld") == widths(answer, "st") == one_pass(job)
+
+
+@pytest.mark.parametrize("job", [job for job in BARE if job.launched.wide], ids=str)
+def test_wide_rows_are_walked_16_bytes_at_a_time(job: Job, compiled: Compile) -> None:
+    answer = compiled(job)
+    assert set(widths(answer, "ld")) == set(widths(answer, "st")) == {16}
+
+
+@pytest.mark.parametrize("job", [job for job in EVERY_LAUNCH if job.launched.lean], ids=str)
+def test_lean_rows_read_each_vector_once_16_bytes_at_a_time(job: Job, compiled: Compile) -> None:
+    volatile = [access.bytes for access in accesses(compiled(job)["ptx"]) if access.volatile]
+    assert volatile == one_pass(job) * (1 if job.op == "rms_norm" else 2)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("cols", [64, 1000, 4096, 5120, 65536, 131072])
+@pytest.mark.parametrize("vec", [1, 2, 4, 8])
+def test_no_access_is_wider_than_the_rows_are_aligned(op: str, cols: int, vec: int, compiled: Compile) -> None:
+    """Rows `vec` elements apart from a 16-byte boundary: a wider access there is a misaligned address on a GPU."""
+    answer = compiled(Job(op, cols, "fp16", vectors=False, vec=vec))
+    assert max(widths(answer, "ld") + widths(answer, "st")) == 2 * vec
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("cols", [64, 4096, 5120, 65536, 131072])
+def test_no_access_is_wide_from_a_misaligned_pointer(op: str, cols: int, compiled: Compile) -> None:
+    assert {access.bytes for access in accesses(compiled(Job(op, cols, "fp16", aligned=False))["ptx"])} == {2}
+
+
+@pytest.mark.parametrize("job", EACH_KERNEL, ids=str)
+def test_row_offsets_are_64_bit(job: Job, compiled: Compile) -> None:
+    """Neither the row's number nor a stride is used before it is widened: a tensor may pass 2^31 elements."""
+    lines = compiled(job)["ttir"].splitlines()
+    program = [m[1] for line in lines if (m := re.search(r"(%\S+) = tt\.get_program_id", line))]
+    assert len(program) == 1
+    for name in (*program, "%x_stride", "%y_stride"):
+        uses = [line for line in lines if re.search(rf"[ (]{name}\b(?!:| =)", line)]
+        assert uses and all("arith.extsi" in line and line.endswith("to i64") for line in uses), (name, uses)
+
+
+@pytest.mark.parametrize("job", [Job(op, 2**31 - 1, dtype) for op in OPS for dtype in ("fp16", "fp32")], ids=str)
+def test_the_widest_row_ends(job: Job, compiled: Compile) -> None:
+    """A 32-bit loop counter that steps past 2^31 - 1 wraps, and the loop never ends."""
+    loops = re.findall(r"scf\.for \S+ = %c(\d+)_i32\S* to %c(\d+)_i32\S* step %c(\d+)_i32", compiled(job)["ttir"])
+    assert len(loops) == 2
+    for first, end, step in loops:
+        trips = -(-(int(end) - int(first)) // int(step))
+        assert int(first) + trips * int(step) < 2**31, (first, end, step)
+
+
+@pytest.mark.parametrize("job", EACH_KERNEL, ids=str)
+def test_arithmetic_is_fp32(job: Job, compiled: Compile) -> None:
+    """No statistic in 16 bits, no eps that promotes to fp64."""
+    assert set(re.findall(r"\b(?:add|sub|mul|fma|div|rsqrt|sqrt)\.\S*?(b?f\d\d)\b", compiled(job)["ptx"])) == {"f32"}
