@@ -27,7 +27,8 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from norm_fusion import functional
 
-        return getattr(functional, name)
+        value = globals()[name] = getattr(functional, name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

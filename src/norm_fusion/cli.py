@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -20,22 +22,43 @@ EXIT_CODES = (
 )
 DEVICES = "auto, cpu, cuda or cuda:N"
 
-DeviceOption = Annotated[str, typer.Option(metavar="DEVICE", help=f"Where to measure: {DEVICES}. auto takes a GPU where there is one.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="DEVICE", help=f"Where to measure: {DEVICES}. auto takes a GPU where there is one."
+    ),
+]
 BackendOption = Annotated[
     list[str] | None,
-    typer.Option("--backend", metavar="NAME", help="all, torch, triton, torch-baseline or a profile's name; repeatable.  [default: all]"),
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="all, torch, triton, torch-baseline or a profile's name; repeatable.  [default: all]",
+    ),
 ]
 RunIdOption = Annotated[
-    str | None, typer.Option(metavar="ID", help="Name of the run and of its folder.  [default: from the clock]", show_default=False)
+    str | None,
+    typer.Option(
+        "--run-id",
+        metavar="ID",
+        help="Name of the run and of its folder.  [default: from the clock]",
+        show_default=False,
+    ),
 ]
-OutputOption = Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds the runs.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON array of records on stdout and nothing else there.")]
+OutputOption = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder that holds the runs.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON array of records on stdout and nothing else there.")
+]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Fewer samples: a first look.")]
 
 _settings = {"help_option_names": ["-h", "--help"]}
 _bench = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 _lab = typer.Typer(
-    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True, context_settings=_settings
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings=_settings,
 )
 
 
@@ -55,17 +78,28 @@ def _print_version(value: bool) -> None:
         raise typer.Exit()
 
 
-VersionOption = Annotated[bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)]
+VersionOption = Annotated[
+    bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+]
 
 
 @_bench.command(context_settings=_settings, epilog=EXIT_CODES)
 def _benchmark(
-    op: Annotated[list[str] | None, typer.Option(metavar="OP", help=f"{', '.join(Op)} or all; repeatable.  [default: all]")] = None,
-    rows: Annotated[list[int] | None, typer.Option(metavar="N", help="Number of rows; repeatable.")] = None,
-    cols: Annotated[list[int] | None, typer.Option(metavar="N", help="Number of columns (hidden size); repeatable.")] = None,
-    shape: Annotated[list[str] | None, typer.Option(metavar="ROWSxCOLS", help="Rows and columns together, like 4096x8192; repeatable.")] = None,
+    op: Annotated[
+        list[str] | None,
+        typer.Option("--op", metavar="OP", help=f"{', '.join(Op)} or all; repeatable.  [default: all]"),
+    ] = None,
+    rows: Annotated[list[int] | None, typer.Option("--rows", metavar="N", help="Number of rows; repeatable.")] = None,
+    cols: Annotated[
+        list[int] | None, typer.Option("--cols", metavar="N", help="Number of columns (hidden size); repeatable.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", metavar="ROWSxCOLS", help="Rows and columns together, like 4096x8192; repeatable."),
+    ] = None,
     dtype: Annotated[
-        list[str] | None, typer.Option(metavar="DTYPE", help=f"{', '.join(ITEMSIZE)}; repeatable.  [default: float16]")
+        list[str] | None,
+        typer.Option("--dtype", metavar="DTYPE", help=f"{', '.join(ITEMSIZE)}; repeatable.  [default: float16]"),
     ] = None,
     backend: BackendOption = None,
     device: DeviceOption = "auto",
@@ -186,7 +220,10 @@ def _show(run: RunArgument, output: OutputOption = Path("runs"), json: JsonOptio
 def _report(
     run: RunArgument,
     output: OutputOption = Path("runs"),
-    page: Annotated[Path | None, typer.Option(metavar="FILE", help="The page to write.  [default: report.html in the run]")] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", metavar="FILE", help="The page to write.  [default: report.html in the run]"),
+    ] = None,
 ) -> None:
     """Make one self-contained HTML page of a run: plots, tables and environment, readable offline."""
     from norm_fusion.runs.store import RunStore
@@ -244,11 +281,8 @@ def _measure(
         started_at=store.now(),
     )
     console = Console(stderr=True)
-    try:
-        with Watch(console) as watch:
-            outcome = engine.run(shard, manifest, lambda: store.RunStore.create(output, run_id), watch)
-    except engine.Refused as refusal:
-        raise SpecError(str(refusal)) from None
+    with Watch(console) as watch:
+        outcome = engine.run(shard, manifest, lambda: store.RunStore.create(output, run_id), watch)
     assert outcome.manifest is not None
     _print(outcome.manifest, store.in_order(outcome.records, outcome.manifest), json)
     console.print(f"kept in {output / run_id}; page: norm-fusion report {run_id}", soft_wrap=True, highlight=False)
@@ -307,19 +341,11 @@ def _check_device(name: str) -> None:
         raise SpecError(f"device {name!r} is unknown: choose {DEVICES}")
 
 
-class _usage:
+@contextmanager
+def _usage(command: str) -> Iterator[None]:
     """Turns an error of the user's into one line on stderr and exit code 2."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        # SpecError and StoreError are ValueErrors made for the user; any other is a defect and keeps its traceback.
-        if error is not None and type(error).__name__ in ("SpecError", "StoreError"):
-            typer.echo(f"{self.command}: {error}", err=True)
-            raise typer.Exit(2) from None
-
-
+    try:
+        yield
+    except SpecError as error:
+        typer.echo(f"{command}: {error}", err=True)
+        raise typer.Exit(2) from None

@@ -17,19 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from pydantic import ValidationError
-
 from norm_fusion.records import Conditions, Environment, Manifest, Measurement, Record, Status
 from norm_fusion.runs.derive import records_of
 from norm_fusion.runs.store import RunStore, now
-from norm_fusion.spec import Case, Shard
+from norm_fusion.spec import Case, Shard, SpecError
 
 # After a request to stop, a worker may still be inside a compiler: it gets this long before it is killed.
 GRACE_S = 30
-
-
-class Refused(Exception):
-    """The worker cannot run the shard on this machine; the message is for the user. Nothing was kept."""
+WORKER = [sys.executable, "-m", "norm_fusion.measure.worker"]
 
 
 class Listener(Protocol):
@@ -60,7 +55,7 @@ def run(shard: Shard, manifest: Manifest, create: Callable[[], RunStore], listen
     """Measure a shard here. `create` makes the run's folder, once the worker has accepted the shard.
 
     Raises:
-        Refused: the worker cannot run the shard on this machine.
+        SpecError: the worker cannot run the shard on this machine; nothing was kept.
     """
     session = _Session(shard, manifest, create, listener)
     with _signals_to(session):
@@ -77,18 +72,19 @@ class _Session:
         self.outcome = Outcome()
         self.worker: subprocess.Popen[bytes] | None = None
         self.at: str | None = None  # the case that the worker is on
+        self.fault: str | None = None  # what the worker did wrong, where its exit code does not tell
 
     def measure(self) -> None:
         remaining = list(self.shard.cases)
         while remaining and self.outcome.interrupted is None:
-            self.at = None
+            self.at = self.fault = None
             code, log = self._run_worker(replace(self.shard, cases=tuple(remaining)))
             done = {record.case for record in self.outcome.records}
             remaining = [case for case in remaining if case.name not in done]
-            if code == 0 or self.outcome.interrupted is not None:
+            if (code == 0 and self.fault is None) or self.outcome.interrupted is not None:
                 break
             if self.store is None:
-                raise Refused(f"the measuring process {_death(code)} before it could say where it runs:\n{log}")
+                raise SpecError(f"the measuring process {self._fate(code)} before it could say where it runs:\n{log}")
             lost = next((case for case in remaining if case.name == self.at), remaining[0])
             self._keep_lost(lost, code)
             remaining.remove(lost)
@@ -105,13 +101,14 @@ class _Session:
 
     def _run_worker(self, shard: Shard) -> tuple[int, str]:
         """Run one worker to its end; its exit code, and the end of what it printed."""
-        command = [sys.executable, "-m", "norm_fusion.measure.worker"]
         printed = _Tail()
         # A session of its own: the terminal's Ctrl-C reaches us alone, and we decide.
         self.worker = worker = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
         )
-        assert worker.stdin and worker.stdout and worker.stderr
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        assert worker.stderr is not None
         reader = threading.Thread(target=printed.read, args=(worker.stderr,), daemon=True)
         reader.start()
         try:
@@ -120,7 +117,14 @@ class _Session:
         except BrokenPipeError:
             pass  # it died before it read its shard: its exit code says so below
         for line in worker.stdout:
-            self._take(line)
+            try:
+                self._take(line)
+            except SpecError:
+                raise
+            except (KeyError, ValueError):
+                self.fault = "sent a message that is not of its protocol"
+                worker.kill()
+                break
         code = worker.wait()
         reader.join(timeout=5)
         if self.store is not None:
@@ -128,7 +132,7 @@ class _Session:
         return code, printed.text.strip()[-2000:]
 
     def _take(self, line: bytes) -> None:
-        event = _parsed(line)
+        event = json.loads(line)
         match event.get("event"):
             case "environment" if self.store is None:
                 environment = Environment.model_validate(event["environment"])
@@ -142,11 +146,14 @@ class _Session:
                 self._keep(Case.parse(event["case"]), [Measurement.model_validate(m) for m in event["measurements"]])
             case "done":
                 self._update(after=Conditions.model_validate(event["conditions"]))
+            case "environment":  # a successor's: the same machine, already known
+                pass
             case "refused":
-                raise Refused(event["message"])
+                raise SpecError(event["message"])
 
     def _keep(self, case: Case, measurements: list[Measurement]) -> None:
-        assert self.store is not None and self.manifest.environment is not None
+        assert self.store is not None
+        assert self.manifest.environment is not None
         fingerprint = self.manifest.environment.fingerprint
         derived = records_of(case, measurements, self.shard.run_id, fingerprint, self.shard.replicate)
         kept = [self.store.write(record, samples) for record, samples in derived]
@@ -157,13 +164,21 @@ class _Session:
         """A case whose worker died: a failed record for each of its profiles."""
         from norm_fusion import backends
 
-        reason = f"the measuring process {_death(code)} on this case; see worker.log"
+        reason = f"the measuring process {self._fate(code)} on this case; see worker.log"
         lost = [
             Measurement(case=case.name, profile=name, status=Status.FAILED, reason=reason)
             for name in self.shard.profiles
             if backends.serves(name, case.op)
         ]
         self._keep(case, lost)
+
+    def _fate(self, code: int) -> str:
+        if self.fault is not None:
+            return self.fault
+        if code >= 0:
+            return f"ended with exit code {code}"
+        name = signal.Signals(-code).name
+        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
     def _finish(self) -> None:
         state = "interrupted" if self.outcome.interrupted is not None else "finished"
@@ -185,21 +200,6 @@ class _Tail:
     def read(self, stream: Any) -> None:
         for line in stream:
             self.text = (self.text + line.decode(errors="replace"))[-(2**20) :]
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return {}
-    return event if isinstance(event, dict) else {}
-
-
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    name = signal.Signals(-code).name
-    return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
 @contextmanager

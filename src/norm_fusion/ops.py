@@ -9,15 +9,19 @@ import math
 import os
 import sys
 from contextlib import nullcontext
+from functools import cache
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from norm_fusion.kernels.launch import Launch, pick
+from norm_fusion.kernels.dispatch import Dispatch
+from norm_fusion.kernels.launch import pick_layer_norm, pick_rms_norm
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 FORCE_TRITON = "NORM_FUSION_FORCE_TRITON"
+_HERE = nullcontext()
 
 
 def rms_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, eps: float) -> Tensor:
@@ -25,24 +29,15 @@ def rms_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, eps: floa
     _check("rms_norm", x, shape, weight=weight)
     if not _uses_triton(x):
         return F.rms_norm(x, shape, weight, eps)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if y.numel():
-        from norm_fusion.kernels import rms_norm as kernels
-
         x, cols, stride = _rows(x, len(shape))
-        launch = pick(cols, x.itemsize)
         vec = _vec(cols, stride, x.itemsize)
-        rows = y.numel() // cols
-        weight = _vector(weight)
+        dispatch = _rms_norm(cols, x.itemsize, vec, weight is not None)
         # Triton wants a pointer where there is no weight; the kernel never reads it.
-        args = (x, x if weight is None else weight, y, rows, stride // vec, cols // vec, eps, cols, vec)
+        w = x if weight is None else weight.contiguous()
         with _on(x.device):
-            if launch.wide:
-                kernels.rms_norm_wide[(rows,)](*args, weight is not None, launch.body, num_warps=launch.num_warps)
-            else:
-                kernels.rms_norm_rows[(-(-rows // launch.block_rows),)](
-                    *args, weight is not None, *_tile(launch), num_warps=launch.num_warps, maxnreg=launch.maxnreg
-                )
+            dispatch((x, w, y), (y.numel() // cols, stride // vec, cols // vec), eps)
     return y
 
 
@@ -51,25 +46,38 @@ def layer_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: T
     _check("layer_norm", x, shape, weight=weight, bias=bias)
     if not _uses_triton(x):
         return F.layer_norm(x, shape, weight, bias, eps)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if y.numel():
-        from norm_fusion.kernels import layer_norm as kernels
-
         x, cols, stride = _rows(x, len(shape))
-        launch = pick(cols, x.itemsize)
         vec = _vec(cols, stride, x.itemsize)
-        rows = y.numel() // cols
-        weight, bias = _vector(weight), _vector(bias)
-        args = (x, x if weight is None else weight, x if bias is None else bias, y, rows, stride // vec, cols // vec)
-        flags = (eps, cols, vec, weight is not None, bias is not None)
+        dispatch = _layer_norm(cols, x.itemsize, vec, weight is not None, bias is not None)
+        w = x if weight is None else weight.contiguous()
+        b = x if bias is None else bias.contiguous()
         with _on(x.device):
-            if launch.wide:
-                kernels.layer_norm_wide[(rows,)](*args, *flags, launch.body, num_warps=launch.num_warps)
-            else:
-                kernels.layer_norm_rows[(-(-rows // launch.block_rows),)](
-                    *args, *flags, *_tile(launch), num_warps=launch.num_warps, maxnreg=launch.maxnreg
-                )
+            dispatch((x, w, b, y), (y.numel() // cols, stride // vec, cols // vec), eps)
     return y
+
+
+@cache
+def _rms_norm(cols: int, itemsize: int, vec: int, has_weight: bool) -> Dispatch:
+    from norm_fusion.kernels import rms_norm as kernels
+
+    launch = pick_rms_norm(cols, itemsize)
+    if launch.wide:
+        return Dispatch(kernels.rms_norm_wide, launch, (cols, vec, has_weight, launch.body))
+    tile = (launch.block_rows, launch.body, launch.tail, launch.lean)
+    return Dispatch(kernels.rms_norm_rows, launch, (cols, vec, has_weight, *tile))
+
+
+@cache
+def _layer_norm(cols: int, itemsize: int, vec: int, has_weight: bool, has_bias: bool) -> Dispatch:
+    from norm_fusion.kernels import layer_norm as kernels
+
+    launch = pick_layer_norm(cols, itemsize)
+    if launch.wide:
+        return Dispatch(kernels.layer_norm_wide, launch, (cols, vec, has_weight, has_bias, launch.body))
+    tile = (launch.block_rows, launch.body, launch.tail)
+    return Dispatch(kernels.layer_norm_rows, launch, (cols, vec, has_weight, has_bias, *tile))
 
 
 def _check(name: str, x: Tensor, shape: tuple[int, ...], **vectors: Tensor | None) -> None:
@@ -85,9 +93,13 @@ def _check(name: str, x: Tensor, shape: tuple[int, ...], **vectors: Tensor | Non
         if vector is None:
             continue
         if vector.shape != shape:
-            raise ValueError(f"{label} has shape {list(vector.shape)}, normalized_shape is {list(shape)}: they must match")
+            raise ValueError(
+                f"{label} has shape {list(vector.shape)}, normalized_shape is {list(shape)}: they must match"
+            )
         if vector.dtype != x.dtype:
-            raise TypeError(f"{label} is {vector.dtype}, input is {x.dtype}: they must match; use {label}.to(input.dtype)")
+            raise TypeError(
+                f"{label} is {vector.dtype}, input is {x.dtype}: they must match; use {label}.to(input.dtype)"
+            )
         if vector.device != x.device:
             raise ValueError(f"{label} is on {vector.device}, input on {x.device}: they must be on one device")
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *vectors.values())):
@@ -106,8 +118,11 @@ def _uses_triton(x: Tensor) -> bool:
         os.environ["TRITON_INTERPRET"] = "1"
     import triton
 
-    if not triton.knobs.runtime.interpret:
-        raise RuntimeError(f"{FORCE_TRITON}=1 needs Triton's interpreter: set TRITON_INTERPRET=1 before importing triton")
+    # Triton's own functions are made at its import: the variable set later is seen, and does not reach them.
+    if not triton.knobs.runtime.interpret or isinstance(triton.language.sum, triton.JITFunction):
+        raise RuntimeError(
+            f"{FORCE_TRITON}=1 needs Triton's interpreter: set TRITON_INTERPRET=1 before importing triton"
+        )
     return True
 
 
@@ -125,11 +140,11 @@ def _rows(x: Tensor, trailing: int) -> tuple[Tensor, int, int]:
 
 
 def _spacing(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
-    """The one stride at which these dimensions, flattened, are spaced; None if there is none. Dimensions of 1 are free."""
+    """The one stride at which these dimensions, flattened, are spaced; None if there is none."""
     dims = [(size, stride) for size, stride in zip(shape, strides, strict=True) if size != 1]
     if not dims:
         return 1
-    for (_, stride), (inner_size, inner_stride) in zip(dims, dims[1:], strict=False):
+    for (_, stride), (inner_size, inner_stride) in pairwise(dims):
         if stride != inner_size * inner_stride:
             return None
     return dims[-1][1]
@@ -140,16 +155,13 @@ def _vec(cols: int, stride: int, itemsize: int) -> int:
     return math.gcd(16 // itemsize, cols, stride)
 
 
-def _vector(v: Tensor | None) -> Tensor | None:
-    return v if v is None else v.contiguous()
-
-
-def _tile(launch: Launch) -> tuple[int, int, int, bool]:
-    return launch.block_rows, launch.body, launch.tail, launch.lean
-
-
 def _on(device: torch.device) -> torch.cuda.device | nullcontext[None]:
     """Triton launches on the current device: make it the tensor's, where it is another."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return nullcontext()
+    if device.type != "cuda" or _device_count() == 1 or device.index == torch.cuda.current_device():
+        return _HERE
     return torch.cuda.device(device)
+
+
+@cache
+def _device_count() -> int:
+    return torch.cuda.device_count()

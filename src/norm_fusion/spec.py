@@ -205,6 +205,6 @@ class Suite:
     options: Mapping[str, tuple[Case, ...]] = field(default_factory=dict)
 
     def select(self, options: tuple[str, ...]) -> tuple[Case, ...]:
-        """The suite's cases and those of the named options, each once, in order."""
-        chosen = [*self.cases, *(case for name in options for case in self.options[name])]
-        return tuple(dict.fromkeys(chosen))
+        """The suite's cases and those of the named options, each once: by operator, then by size."""
+        chosen = {*self.cases, *(case for name in options for case in self.options[name])}
+        return tuple(sorted(chosen, key=lambda case: (list(Op).index(case.op), case.dtype, case.rows * case.cols)))

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from norm_fusion.kernels.launch import Launch, pick
+from norm_fusion.kernels.launch import Launch, pick_layer_norm, pick_rms_norm
 
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4}
+PICK = {"rms_norm": pick_rms_norm, "layer_norm": pick_layer_norm}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Job:
     """A kernel at one width, dtype and compute capability.
 
     `vectors`: with weight and bias. `aligned`: every pointer a multiple of 16 bytes. `vec`: elements that divide a
-    row and its stride, None for what a contiguous tensor has. `launch`: None for the one that `pick` chooses.
+    row and its stride, None for what a contiguous tensor has. `launch`: None for the one that is picked.
     """
 
     op: str
@@ -49,7 +50,7 @@ class Job:
 
     @property
     def launched(self) -> Launch:
-        return self.launch or pick(self.cols, self.itemsize)
+        return self.launch or PICK[self.op](self.cols, self.itemsize)
 
     @property
     def kernel(self) -> str:
@@ -57,18 +58,18 @@ class Job:
 
     @property
     def constexprs(self) -> dict[str, Any]:
+        """Every constant that some kernel takes, by name; each takes those that it names."""
         launch = self.launched
-        values: dict[str, Any] = {
+        return {
             "COLS": self.cols,
             "VEC": self.vec or math.gcd(16 // self.itemsize, self.cols),
             "HAS_WEIGHT": self.vectors,
+            "HAS_BIAS": self.vectors,
+            "BLOCK_ROWS": launch.block_rows,
             "BODY": launch.body,
+            "TAIL": launch.tail,
+            "LEAN": launch.lean,
         }
-        if self.op == "layer_norm":
-            values["HAS_BIAS"] = self.vectors
-        if not launch.wide:
-            values |= {"BLOCK_ROWS": launch.block_rows, "TAIL": launch.tail, "LEAN": launch.lean}
-        return values
 
     @property
     def options(self) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class Job:
         return {name: getattr(self, name) for name in fields}
 
 
-def build(job: dict[str, Any]) -> dict[str, Any]:
+def build(job: dict[str, Any]) -> dict[str, str]:
     """The kernel's ttir and ptx, and what cuobjdump says that its machine code uses."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -89,15 +90,18 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
 
     kernel = getattr(importlib.import_module(f"norm_fusion.kernels.{job['op']}"), job["kernel"])
     names = kernel.arg_names
-    types = dict.fromkeys(job["constexprs"], "constexpr")
+    constexprs = {name: value for name, value in job["constexprs"].items() if name in names}
+    types = dict.fromkeys(constexprs, "constexpr")
     types |= {name: f"*{job['dtype']}" for name in names if name.endswith("_ptr")}
     types |= {"rows": "i32", "x_stride": "i32", "y_stride": "i32", "eps": "fp32"}
     compiled = triton.compile(
         ASTSource(
             fn=kernel,
             signature={name: types[name] for name in names},
-            constexprs={(names.index(name),): value for name, value in job["constexprs"].items()},
-            attrs={(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if job["aligned"] and n.endswith("_ptr")},
+            constexprs={(names.index(name),): value for name, value in constexprs.items()},
+            attrs={
+                (i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if job["aligned"] and n.endswith("_ptr")
+            },
         ),
         target=GPUTarget("cuda", job["cc"], 32),
         options={**job["options"], "enable_fp_fusion": True},
@@ -108,14 +112,14 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
         tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
         usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     ttir = re.sub(r"(?m)^#loc.*\n| loc\(.*$", "", compiled.asm["ttir"])  # without its debug locations
-    return {"usage": usage, "ttir": ttir, "ptx": compiled.asm["ptx"]}
+    return {"usage": usage, "ttir": ttir, "ptx": compiled.asm["ptx"], "triton": triton.__version__}
 
 
 def serve() -> None:
     for line in sys.stdin:
         try:
             answer = build(json.loads(line))
-        except Exception:  # whatever it is, the asking side raises it
+        except Exception:  # noqa: BLE001 - whatever it is, the asking side raises it
             answer = {"error": traceback.format_exc()}
         print(json.dumps(answer), flush=True)
 

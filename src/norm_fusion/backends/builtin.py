@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,12 +87,20 @@ def _native(p: Operands) -> Launch:
     return lambda x: F.layer_norm(x, p.shape, p.weight, p.bias, p.eps)
 
 
-def _compiled(p: Operands, device: torch.device, mode: str | None) -> Launch:
-    if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+def _require(what: str, language: str, variable: str, names: Sequence[str]) -> None:
+    """Raise Unavailable if neither the environment variable nor PATH has a compiler that `what` needs."""
+    if not any(shutil.which(name) for name in (os.environ.get(variable, ""), *names)):
         raise Unavailable(
-            "torch.compile needs a C++ compiler on a CPU, and none is on PATH",
-            "install one, for example: apt-get install g++",
+            f"{what} needs a {language} compiler, and none is on PATH",
+            f"install one (Debian: apt-get install {names[0]}) or name it in {variable}",
         )
+
+
+def _compiled(p: Operands, device: torch.device, mode: str | None) -> Launch:
+    if device.type == "cpu":
+        _require("torch.compile", "C++", "CXX", ("g++", "clang++"))
+    else:
+        _require("torch.compile", "C", "CC", ("gcc", "clang"))
     # Bound as arguments, not closed over: what is compiled is the native call and nothing else.
     if p.op is Op.RMSNORM:
         rms = torch.compile(F.rms_norm, dynamic=False, mode=mode, fullgraph=True)
@@ -106,6 +115,8 @@ def _fused(p: Operands, device: torch.device) -> Prepared:
     except ModuleNotFoundError:
         raise Unavailable("Triton is not installed", "on Linux: pip install 'triton>=3.6'") from None
     interpreted = device.type == "cpu"
+    if not interpreted:
+        _require("Triton's launcher", "C", "CC", ("gcc", "clang"))
     where = "interpreter" if interpreted else "compiled"
     resolved = f"triton {triton.__version__} {where}"
     if p.op is Op.RMSNORM:

@@ -3,18 +3,17 @@
 Traffic, the least there is: reads x, w and b once, writes y once; w and b (one row each) stay in L2.
 Arithmetic is fp32 whatever the input; the only rounding to the input's dtype is the store of y.
 
-The ways to hold a row are those of `rms_norm`, which explains them. The variance is taken about the mean, never as
-E[x^2] - mean^2, which cancels when the mean is large:
+Tiles, tails, strides, masks and cache hints are those of `rms_norm`, which explains them. The variance is taken about
+the mean, never as E[x^2] - mean^2, which cancels when the mean is large:
 
 - `layer_norm_rows`: the row is in registers: mean first, then the centred squares, one read of x.
-- `layer_norm_wide`: the first walk gives each lane the mean and centred square sum of its own elements (Welford
-  1962) and merges the lanes at the end (Chan, Golub and LeVeque 1983); the second walk runs backwards.
+- `layer_norm_wide`: the row is walked twice, backwards the second time, out of the L1 or L2 cache. The first walk
+  gives each lane the mean and centred square sum of its own elements (Welford 1962) and merges the lanes at the end
+  (Chan, Golub and LeVeque 1983).
 """
 
 import triton
 import triton.language as tl
-
-from norm_fusion.kernels.lean import anew
 
 
 @triton.jit(do_not_specialize=["rows", "x_stride", "y_stride"])
@@ -34,7 +33,6 @@ def layer_norm_rows(
     BLOCK_ROWS: tl.constexpr,
     BODY: tl.constexpr,
     TAIL: tl.constexpr,
-    LEAN: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     live = row < rows if BLOCK_ROWS > 1 else tl.full((1, 1), True, tl.int1)
@@ -47,53 +45,42 @@ def layer_norm_rows(
     in_tail = tail_col < COLS
     tail_mask = live & in_tail
 
-    x = tl.load(x_row + col, mask=mask, other=0.0)
+    x = tl.load(x_row + col, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
     if TAIL:
-        tail = tl.load(x_row + tail_col, mask=tail_mask, other=0.0).to(tl.float32)
-    if not LEAN:
-        if HAS_WEIGHT:
-            w = tl.load(w_ptr + col, mask=in_row, other=0.0, eviction_policy="evict_last").to(tl.float32)
-        if HAS_BIAS:
-            b = tl.load(b_ptr + col, mask=in_row, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        tail = tl.load(x_row + tail_col, mask=tail_mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+    if HAS_WEIGHT:
+        w = tl.load(w_ptr + col, mask=in_row, other=0.0, eviction_policy="evict_last")
         if TAIL:
-            if HAS_WEIGHT:
-                tail_w = tl.load(w_ptr + tail_col, mask=in_tail, other=0.0, eviction_policy="evict_last")
-            if HAS_BIAS:
-                tail_b = tl.load(b_ptr + tail_col, mask=in_tail, other=0.0, eviction_policy="evict_last")
+            tail_w = tl.load(w_ptr + tail_col, mask=in_tail, other=0.0, eviction_policy="evict_last")
+    if HAS_BIAS:
+        b = tl.load(b_ptr + col, mask=in_row, other=0.0, eviction_policy="evict_last")
+        if TAIL:
+            tail_b = tl.load(b_ptr + tail_col, mask=in_tail, other=0.0, eviction_policy="evict_last")
 
-    total = tl.sum(x.to(tl.float32), axis=1, keep_dims=True)
+    total = tl.sum(x, axis=1, keep_dims=True)
     if TAIL:
         total += tl.sum(tail, axis=1, keep_dims=True)
     mean = total / COLS
-    if LEAN:
-        x = anew(x)
-    centred = tl.where(in_row, x.to(tl.float32) - mean, 0.0)
-    square_sum = tl.sum(centred * centred, axis=1, keep_dims=True)
+    x = tl.where(in_row, x - mean, 0.0)
+    square_sum = tl.sum(x * x, axis=1, keep_dims=True)
     if TAIL:
         tail = tl.where(in_tail, tail - mean, 0.0)
         square_sum += tl.sum(tail * tail, axis=1, keep_dims=True)
     rstd = tl.rsqrt(square_sum / COLS + eps)
 
-    if LEAN:
-        x = anew(x)
-        centred = x.to(tl.float32) - mean
-    y = centred * rstd
+    y = x * rstd
     if HAS_WEIGHT:
-        if LEAN:
-            w = tl.load(w_ptr + col, mask=in_row, other=0.0, volatile=True).to(tl.float32)
-        y *= w
+        y *= w.to(tl.float32)
     if HAS_BIAS:
-        if LEAN:
-            b = tl.load(b_ptr + col, mask=in_row, other=0.0, volatile=True).to(tl.float32)
-        y += b
-    tl.store(y_row + col, y.to(y_ptr.dtype.element_ty), mask=mask)
+        y += b.to(tl.float32)
+    tl.store(y_row + col, y.to(y_ptr.dtype.element_ty), mask=mask, cache_modifier=".cs")
     if TAIL:
         y = tail * rstd
         if HAS_WEIGHT:
             y *= tail_w.to(tl.float32)
         if HAS_BIAS:
             y += tail_b.to(tl.float32)
-        tl.store(y_row + tail_col, y.to(y_ptr.dtype.element_ty), mask=tail_mask)
+        tl.store(y_row + tail_col, y.to(y_ptr.dtype.element_ty), mask=tail_mask, cache_modifier=".cs")
 
 
 @triton.jit(do_not_specialize=["rows", "x_stride", "y_stride"])
@@ -120,7 +107,7 @@ def layer_norm_wide(
     mean = tl.zeros((BODY,), tl.float32)
     square_sum = tl.zeros((BODY,), tl.float32)
     FULL: tl.constexpr = COLS // BODY  # every lane has an element in each of these blocks
-    for i in range(0, FULL):
+    for i in range(FULL):
         x = tl.load(x_row + i * BODY + lane).to(tl.float32)
         delta = x - mean
         mean += delta / (i + 1)
@@ -142,9 +129,10 @@ def layer_norm_wide(
     for back in range(0, COLS, BODY):
         col = LAST - back + lane
         mask = col < COLS
-        y = (tl.load(x_row + col, mask=mask, other=0.0).to(tl.float32) - row_mean) * rstd
+        x = tl.load(x_row + col, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        y = (x - row_mean) * rstd
         if HAS_WEIGHT:
             y *= tl.load(w_ptr + col, mask=mask, other=0.0).to(tl.float32)
         if HAS_BIAS:
             y += tl.load(b_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        tl.store(y_row + col, y.to(y_ptr.dtype.element_ty), mask=mask)
+        tl.store(y_row + col, y.to(y_ptr.dtype.element_ty), mask=mask, cache_modifier=".cs")

@@ -89,7 +89,7 @@ class CaseRun:
 
     def _allocate(self) -> None:
         sets = sets_in_rotation(2 * self.case.input_bytes, self.cache_bytes)
-        # Each contestant keeps as many outputs as there are inputs; the largest intermediates are the composition's, in fp32.
+        # Each contestant keeps as many outputs as there are inputs; eight more for the composition's intermediates.
         outputs = sets * len(self.outcomes) + 8
         needed = (sets + outputs) * self.case.input_bytes
         there = available_bytes(self.device)
@@ -124,7 +124,7 @@ class CaseRun:
                     self._interpret(outcome, prepared.launch)
             except builtin.Unavailable as missing:
                 outcome.fail(Status.UNAVAILABLE, missing.reason, missing.remedy)
-            except Exception as error:  # a contestant may raise anything: it costs its own row, never the others
+            except Exception as error:  # noqa: BLE001 - a contestant may raise anything: it costs its own row
                 outcome.fail(Status.FAILED, first_line(error))
         self._prepare_roof()
 
@@ -145,15 +145,16 @@ class CaseRun:
         outcome.contestant = Contestant(ROOF, best.launch)
 
     def _verify_before(self, outcome: Outcome, launch: builtin.Launch) -> None:
-        """Two calls on poisoned memory, the first of which compiles; all rows are checked, and the input is compared."""
-        x = self.inputs[0]
+        """Calls on poisoned memory, after one that compiles: all rows are checked, and the input is compared."""
+        x, pristine = self.inputs[0], self._input(0)
         for value in POISONS:
             launch(x)  # its output is freed at once: what it leaves behind is the memory poisoned next
             poison(x, value)
-            outcome.judge(check(launch(x), x, self.operands, self.case), "before timing")
-        if not torch.equal(x, self._input(0)):
-            outcome.judge(Check(None, None, 0, "it changed its input"), "before timing")
-            self.inputs[0].copy_(self._input(0))
+            out = launch(x)
+            if not torch.equal(x, pristine):
+                outcome.judge(Check(None, None, 0, "it changed its input"), "before timing")
+                x.copy_(pristine)
+            outcome.judge(check(out, pristine, self.operands, self.case), "before timing")
 
     def _interpret(self, outcome: Outcome, launch: builtin.Launch) -> None:
         rows = spread_rows(self.case, INTERPRETED_ROWS, self.device)
@@ -161,7 +162,9 @@ class CaseRun:
         outcome.judge(check(launch(x), x, self.operands, self.case), "in Triton's interpreter")
         if outcome.status is Status.OK:
             outcome.status = Status.CHECKED
-            outcome.reason = f"correct in Triton's interpreter on {len(rows)} of {self.case.rows} rows; not timed on a CPU"
+            outcome.reason = (
+                f"correct in Triton's interpreter on {len(rows)} of {self.case.rows} rows; not timed on a CPU"
+            )
             outcome.remedy = "run on a machine with an NVIDIA GPU for its latency"
 
     def _sample(self) -> None:

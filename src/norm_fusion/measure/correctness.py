@@ -55,8 +55,9 @@ def poison(like: Tensor, value: float) -> None:
 def check(y: object, x: Tensor, operands: Operands, case: Case, rows: Tensor | None = None) -> Check:
     """Judge output `y` of input `x`, on all rows or on those whose indices are given.
 
-    The error of an element is relative to |reference| + rms(reference's row): an element near zero does not decide,
-    and an outlier channel does not excuse its neighbours.
+    The error of an element is relative to |reference| + k rms(reference's row): an element near zero does not decide,
+    and an outlier channel does not excuse its neighbours. k is the condition number of the row: 1 for RMSNorm,
+    rms(x) / std(x) for LayerNorm, where a mean far above the spread magnifies every rounding of the input's size.
     """
     if not isinstance(y, Tensor):
         return Check(None, None, 0, f"output is a {type(y).__name__}, expected a tensor")
@@ -65,19 +66,30 @@ def check(y: object, x: Tensor, operands: Operands, case: Case, rows: Tensor | N
             return Check(None, None, 0, f"output has {what} {getattr(y, what)}, expected {getattr(x, what)}")
     index = torch.arange(x.shape[0], device=x.device) if rows is None else rows
     max_abs = max_rel = 0.0
-    for part in index.split(max(1, CHUNK_ELEMENTS // case.cols)):
+    for part in torch.split(index, max(1, CHUNK_ELEMENTS // case.cols)):
         expected = reference(operands.op, x[part], operands.weight, operands.bias, operands.eps)
         error = (y[part].double() - expected).abs()
         if not bool(torch.isfinite(error).all()):
             row = int(part[~torch.isfinite(error).all(-1)][0])
             return Check(None, None, len(index), f"output is not finite in row {row}, and the reference is")
-        scale = expected.abs() + expected.square().mean(-1, keepdim=True).sqrt()
+        scale = expected.abs() + _condition(operands, x[part]) * expected.square().mean(-1, keepdim=True).sqrt()
         max_abs = max(max_abs, float(error.max()))
         max_rel = max(max_rel, float((error / scale.clamp_min(torch.finfo(torch.float64).tiny)).max()))
     wrong = f"error {max_rel:.2e} is above the tolerance {case.tolerance:.2e}" if max_rel > case.tolerance else None
     return Check(max_abs, max_rel, len(index), wrong)
 
 
+def _condition(operands: Operands, x: Tensor) -> Tensor:
+    """Shape (rows, 1): how much the operator magnifies a relative perturbation of its input."""
+    if operands.op is Op.RMSNORM:
+        return torch.ones_like(x[:, :1], dtype=torch.float64)
+    spread, mean = torch.var_mean(x.double(), -1, correction=0, keepdim=True)
+    spread = spread + operands.eps
+    return ((spread + mean.square()) / spread).sqrt()
+
+
 def spread_rows(case: Case, count: int, device: torch.device) -> Tensor:
     """Indices of up to `count` rows, first and last among them, evenly spread."""
-    return torch.linspace(0, case.rows - 1, min(count, case.rows), device=device).round().long().unique()
+    spread = torch.linspace(0, case.rows - 1, min(count, case.rows), dtype=torch.float64, device=device)
+    rows: Tensor = torch.unique_consecutive(spread.round().long())
+    return rows

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 import norm_fusion
 from norm_fusion.records import Conditions, Environment
 
-# Installing one of these can change what PyTorch's own operator runs (torch 2.13 swaps in a QuACK kernel), or is a peer.
+# Peers, and what can change PyTorch's own operator where it is installed: torch 2.13 then swaps in a QuACK kernel.
 PEERS = ("apache-tvm-ffi", "liger-kernel", "nvidia-cutlass-dsl", "quack-kernels", "flash-attn", "transformer-engine")
 
 

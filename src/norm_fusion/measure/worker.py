@@ -91,9 +91,7 @@ def _steps(shard: Shard, device: str) -> int:
     from norm_fusion.measure.case import CPU_SERIES, CUDA_SERIES
 
     series = CPU_SERIES if device == "cpu" else CUDA_SERIES
-    return sum(
-        1 + len(series) + sum(backends.serves(name, case.op) for name in shard.profiles) for case in shard.cases
-    )
+    return sum(1 + len(series) + sum(backends.serves(name, case.op) for name in shard.profiles) for case in shard.cases)
 
 
 def _claim_stdout() -> TextIO:

@@ -33,7 +33,9 @@ class Watch:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.stop()
 
     def started(self, environment: Environment, steps: int) -> None:
@@ -50,5 +52,9 @@ class Watch:
             return
         timed = [r for r in records if r.p50_ms is not None and r.timer in ("device", "wall") and r.profile != "copy"]
         fastest = min(timed, key=lambda r: r.p50_ms or 0.0, default=None)
-        verdict = "nothing timed" if fastest is None else f"fastest {fastest.profile} {duration(fastest.p50_ms)} ({fastest.timer})"
+        verdict = (
+            "nothing timed"
+            if fastest is None
+            else f"fastest {fastest.profile} {duration(fastest.p50_ms)} ({fastest.timer})"
+        )
         self.console.print(f"{records[0].case}: {verdict}", soft_wrap=True, highlight=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from norm_fusion.metrics import geometric_mean
 from norm_fusion.records import Record, Status, Timer
-from norm_fusion.spec import BASELINE, BASELINE_OF, ROOF, Op
+from norm_fusion.spec import BASELINE, BASELINE_OF, ROOF, Case, Op, SpecError
 
 # Which series answers what, the best one first: on a CPU there is wall alone.
 LATENCY: tuple[Timer, ...] = ("device", "graph", "wall")
@@ -109,7 +110,9 @@ def _answer_of(op: Op, rows: Sequence[Row]) -> str:
         return f"{label}: {', '.join(sorted({row.profile for row in wrong}))} is wrong here and gets no speedup."
     if gains:
         kernel = "the Triton kernel is correct but not timed here; " if checked else "no Triton kernel was timed; "
-        return f"{label}: {kernel}the fastest correct PyTorch is {_ratio(gains)} against {BASELINE} ({BASELINE_OF[op]})."
+        return (
+            f"{label}: {kernel}the fastest correct PyTorch is {_ratio(gains)} against {BASELINE} ({BASELINE_OF[op]})."
+        )
     return f"{label}: no two correct implementations were timed, so there is no ratio."
 
 
@@ -120,3 +123,42 @@ def _ratio(by_case: Mapping[str, float]) -> str:
     worst = min(by_case, key=lambda case: by_case[case])
     mean = geometric_mean(list(by_case.values()))
     return f"{mean:.2f}x (geometric mean of {len(by_case)}; worst {by_case[worst]:.2f}x at {worst.split('-', 1)[1]})"
+
+
+def usual(records: Iterable[Record | None]) -> Timer | None:
+    """The series that most rows are quoted from; a row that fell back to another has to say so."""
+    timers = Counter(record.timer for record in records if record is not None)
+    return timers.most_common(1)[0][0] if timers else None
+
+
+def baseline_of(op: str) -> str | None:
+    """What `torch-baseline` names for an operator; None for one that this version does not know."""
+    return BASELINE_OF[Op(op)] if op in set(Op) else None
+
+
+def case_title(name: str) -> str:
+    """`RMSNorm 4096x8192 float16`; a name that is no case's stands as it is."""
+    try:
+        case = Case.parse(name)
+    except SpecError:
+        return name
+    label = {Op.RMSNORM: "RMSNorm", Op.LAYERNORM: "LayerNorm"}[case.op]
+    return f"{label} {case.rows}x{case.cols} {case.dtype}"
+
+
+def duration(ms: float) -> str:
+    """Three significant figures and the unit: `17.6 µs`."""
+    for scale, unit in ((1e-6, "ns"), (1e-3, "µs"), (1.0, "ms")):
+        if ms / scale < 999.5:
+            return f"{f'{ms / scale:#.3g}'.rstrip('.')} {unit}"
+    return f"{f'{ms / 1e3:#.3g}'.rstrip('.')} s"
+
+
+def rate(value: float) -> str:
+    """GB/s or TFLOP/s, without the unit."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:#.2g}"
+
+
+def times(speedup: float) -> str:
+    """`1.34x`, as the answer writes it."""
+    return f"{speedup:.2f}x"

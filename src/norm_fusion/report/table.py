@@ -9,9 +9,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from norm_fusion.records import Environment, Manifest, Record, Status
+from norm_fusion.records import Environment, Manifest, Status
 from norm_fusion.report.rows import Row, answer, cases
-from norm_fusion.spec import BASELINE, ROOF, Case
+from norm_fusion.spec import BASELINE, ROOF
 
 NOTHING = "-"
 STYLE = {
@@ -20,6 +20,13 @@ STYLE = {
     Status.WRONG: "bold red",
     Status.FAILED: "red",
     Status.UNAVAILABLE: "yellow",
+}
+VERDICT = {
+    Status.OK: "right",
+    Status.CHECKED: "right*",
+    Status.WRONG: "WRONG",
+    Status.FAILED: "failed",
+    Status.UNAVAILABLE: NOTHING,
 }
 NOISE_STYLE = {"good": "", "warn": "yellow", "rerun": "bold yellow"}
 
@@ -34,7 +41,7 @@ def render(manifest: Manifest, rows: Sequence[Row]) -> RenderableType:
     parts: list[RenderableType] = []
     if manifest.environment is not None:
         parts.append(machine(manifest.environment))
-    parts += [speed(rows), errors(rows)]
+    parts += [speed(rows), gains(rows)]
     notes = footnotes(rows)
     if notes:
         parts.append(notes)
@@ -58,43 +65,36 @@ def machine(e: Environment) -> Text:
 
 
 def speed(rows: Sequence[Row]) -> Table:
-    """Latency, throughput and speedup of every profile."""
-    table = _table("How fast (cold cache)")
-    table.add_column("case / profile", no_wrap=True)
-    for name in ("p50", "p95", "p95/p50", "GB/s", "of copy", "TFLOP/s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    baselines = _baselines(rows)
-    for name in baselines:
-        table.add_column(f"vs {name.removeprefix('torch-')}", justify="right", no_wrap=True)
+    """Latency and throughput of every profile, and of the copy that is their roof."""
     hosted = any(row.ms("host") is not None for row in rows)
-    if hosted:
-        table.add_column("host", justify="right", no_wrap=True)
-        table.add_column("wall", justify="right", no_wrap=True)
+    columns = ["p50", "p95", "p95/p50", "GB/s", "of copy", "TFLOP/s", *(["host", "wall"] if hosted else [])]
+    table = _table("How fast, cold cache", columns)
     for case, group in cases(rows).items():
-        table.add_row(Text(f"{case} ({Case.parse(case).compulsory_bytes / 2**20:,.1f} MiB)", "bold"))
+        table.add_row(Text(case, "bold"))
         for row in group:
-            roof = row.profile == ROOF
             cells = [*_latency_cells(row), *_rate_cells(row)]
-            cells += ["" if roof else _speedup(row, name) for name in baselines]
             if hosted:
                 cells += [time(row.ms("host")), time(row.ms("wall"))]
-            table.add_row("  copy (the roof)" if roof else f"  {row.profile}", *cells, style="dim" if roof else STYLE[row.status])
+            roof = row.profile == ROOF
+            table.add_row(
+                "  copy (the roof)" if roof else f"  {row.profile}", *cells, style="dim" if roof else STYLE[row.status]
+            )
         table.add_section()
     return table
 
 
-def errors(rows: Sequence[Row]) -> Table:
-    """Errors against the fp64 reference, and the verdict."""
-    table = _table("Is it right (against fp64)")
-    for name in ("case / profile", "max abs error", "max rel error", "tolerance", "rows checked", "verdict"):
-        table.add_column(name, justify="left" if name in ("case / profile", "verdict") else "right", no_wrap=True)
+def gains(rows: Sequence[Row]) -> Table:
+    """Speedup over each PyTorch, and errors against the fp64 reference."""
+    baselines = _baselines(rows)
+    columns = [*(f"vs {_short(name)}" for name in baselines), "max abs", "max rel", "allowed", "verdict"]
+    table = _table("How much faster than PyTorch, and is it right (against fp64)", columns)
     for case, group in cases(rows).items():
         table.add_row(Text(case, "bold"))
         for row in (row for row in group if row.profile != ROOF):
             r = row.any
-            rows_checked = NOTHING if r.checked_rows is None else f"{r.checked_rows} of {r.rows}"
-            figures = [_number(r.max_abs_error), _number(r.max_rel_error), _number(r.tolerance), rows_checked]
-            table.add_row(f"  {row.profile}", *figures, _verdict(r), style=STYLE[row.status])
+            cells = [_speedup(row, name) for name in baselines]
+            cells += [_number(r.max_abs_error), _number(r.max_rel_error), _number(r.tolerance)]
+            table.add_row(f"  {row.profile}", *cells, VERDICT[r.status], style=STYLE[row.status])
         table.add_section()
     return table
 
@@ -109,7 +109,9 @@ def footnotes(rows: Sequence[Row]) -> Text | None:
         for note in r.notes:
             said[f"{row.profile} at {row.case}: {note}"] = None
     if any(row.status is Status.CHECKED for row in rows):
-        said["checked: correct in Triton's interpreter on a sample of the rows; a CPU says nothing of its latency"] = None
+        said[
+            "* checked: correct in Triton's interpreter on a sample of the rows; a CPU says nothing of its latency"
+        ] = None
     noisy = [f"{row.profile} at {row.case}" for row in rows if row.latency and row.latency.noise == "rerun"]
     if noisy:
         said[f"noisy (p95/p50 above 1.15), rerun before a precise claim: {len(noisy)} of {_timed(rows)} rows"] = None
@@ -127,8 +129,18 @@ def time(ms: float | None) -> str:
     return f"{ms / 1e3:.3g} s"
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
+    )
+    table.add_column("case / profile", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _short(profile: str) -> str:
+    return profile.removeprefix("torch-").removeprefix("compile-")
 
 
 def _baselines(rows: Sequence[Row]) -> list[str]:
@@ -140,7 +152,7 @@ def _baselines(rows: Sequence[Row]) -> list[str]:
 def _latency_cells(row: Row) -> list[str]:
     r = row.latency
     if r is None or r.noise_ratio is None:
-        return [row.status.value, "", ""]
+        return [row.status.value, NOTHING, NOTHING]
     style = NOISE_STYLE[r.noise or "good"]
     ratio = f"{r.noise_ratio:.2f}"
     return [time(r.p50_ms), time(r.p95_ms), f"[{style}]{ratio}[/]" if style else ratio]
@@ -149,25 +161,19 @@ def _latency_cells(row: Row) -> list[str]:
 def _rate_cells(row: Row) -> list[str]:
     r = row.ratio
     if r is None or r.gbps is None:
-        return ["", "", ""]
-    share = "" if r.roof_share is None else f"{r.roof_share:.3f}"
-    return [f"{r.gbps:,.0f}" if r.gbps >= 10 else f"{r.gbps:.2g}", share, f"{r.tflops:.2g}" if r.tflops else ""]
+        return [NOTHING, NOTHING, NOTHING]
+    share = NOTHING if r.roof_share is None else f"{r.roof_share:.3f}"
+    return [f"{r.gbps:,.0f}" if r.gbps >= 10 else f"{r.gbps:.2g}", share, f"{r.tflops:.2g}" if r.tflops else NOTHING]
 
 
 def _speedup(row: Row, baseline: str) -> str:
     if row.ratio is None or baseline not in row.ratio.speedup:
-        return "" if row.ratio is None or row.profile == baseline else NOTHING
+        return NOTHING
     return f"{row.ratio.speedup[baseline]:.2f}x"
 
 
 def _number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.1e}"
-
-
-def _verdict(r: Record) -> str:
-    if r.status is Status.CHECKED:
-        return "holds (interpreter)"
-    return "holds" if r.status is Status.OK else r.status.value
 
 
 def _timed(rows: Sequence[Row]) -> int:

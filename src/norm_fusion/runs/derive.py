@@ -52,7 +52,7 @@ def records_of(
 
 
 def _correct(measurement: Measurement) -> bool | None:
-    if measurement.profile == ROOF or measurement.max_rel_error is None and measurement.status is not Status.WRONG:
+    if measurement.profile == ROOF or (measurement.max_rel_error is None and measurement.status is not Status.WRONG):
         return None
     return measurement.status in (Status.OK, Status.CHECKED)
 

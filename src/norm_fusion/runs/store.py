@@ -1,9 +1,9 @@
 """The folder of a run: `runs/<run-id>/`, every file written whole or not at all.
 
-    manifest.json           what was asked, where it ran, how it ended
-    records/<key>.json      one record
-    samples/<key>.json.gz   its raw samples
-    worker.log              what the measuring process printed
+manifest.json           what was asked, where it ran, how it ended
+records/<key>.json      one record
+samples/<key>.json.gz   its raw samples
+worker.log              what the measuring process printed
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from norm_fusion.records import SCHEMA, Manifest, Record, Samples
+from norm_fusion.spec import SpecError
 
 M = TypeVar("M", bound=BaseModel)
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-class StoreError(ValueError):
+class StoreError(SpecError):
     """A run that cannot be made or read. The message says what was seen and what to do."""
 
 
@@ -128,7 +129,9 @@ def in_order(records: Iterable[Record], manifest: Manifest) -> list[Record]:
 def checked_run_id(run_id: str) -> str:
     """`run_id` if it can name a folder, else StoreError."""
     if RUN_ID.fullmatch(run_id) is None:
-        raise StoreError(f"run id {run_id!r} must be 1 to 100 letters, digits, '.', '_' or '-', first a letter or digit")
+        raise StoreError(
+            f"run id {run_id!r} must be 1 to 100 letters, digits, '.', '_' or '-', first a letter or digit"
+        )
     return run_id
 
 

@@ -1,0 +1,50 @@
+"""From a kernel and a launch choice to a running kernel, at the least host time.
+
+`kernel[grid](...)` binds, specializes and hashes its arguments at every call, about 45 us of Python. What that finds
+depends on a few facts only, so it is done once for each of them; later calls go to the compiled kernel directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from norm_fusion.kernels.launch import Launch
+
+INT32_LIMIT = 2**31
+
+
+class Dispatch:
+    """One kernel with its constants, for one width and set of flags; compiled variants are kept by argument facts.
+
+    `pointers` of `__call__` are tensors in the kernel's order, `integers` its runtime integers; constants follow.
+    """
+
+    def __init__(self, kernel: Any, launch: Launch, constants: tuple[Any, ...]) -> None:
+        self.kernel = kernel
+        self.block_rows = launch.block_rows
+        self.constants = constants
+        self.options = {"num_warps": launch.num_warps, "maxnreg": launch.maxnreg}
+        self.compiled: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(self, pointers: Sequence[Any], integers: tuple[int, ...], eps: float) -> None:
+        """Launch over `integers[0]` rows on the current device and stream.
+
+        What Triton specializes a compiled kernel on: the dtype, whether each pointer is 16-byte aligned, and whether
+        each integer fits 32 bits. The device is part of the key because a module is loaded on one.
+        """
+        key = (
+            pointers[0].dtype,
+            pointers[0].device.index,
+            *[pointer.data_ptr() % 16 == 0 for pointer in pointers],
+            *[integer < INT32_LIMIT for integer in integers],
+        )
+        eps = float(eps)  # Triton compiles an integer 1 in as a constant, and an integer 0 as an int32
+        grid = (-(-integers[0] // self.block_rows), 1, 1)
+        ready = self.compiled.get(key)
+        if ready is not None:
+            ready[grid](*pointers, *integers, eps, *self.constants)
+            return
+        made = self.kernel[grid](*pointers, *integers, eps, *self.constants, **self.options)
+        if made is not None:  # the interpreter compiles nothing
+            self.compiled[key] = made

@@ -1,0 +1,116 @@
+"""The check must reject what is wrong, and only that."""
+
+import pytest
+import torch
+
+from norm_fusion.backends.builtin import prepare
+from norm_fusion.measure.correctness import check, draw_input, draw_operands, spread_rows
+from norm_fusion.reference import reference
+from norm_fusion.spec import ITEMSIZE, Case, Op
+
+CPU = torch.device("cpu")
+
+
+def case(op: Op = Op.RMSNORM, dtype: str = "float16", rows: int = 33, cols: int = 130) -> Case:
+    return Case(op, rows, cols, dtype)
+
+
+def exact(c: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    x, p = draw_input(c, CPU, 1), draw_operands(c, CPU, 2)
+    return x, reference(c.op, x, p.weight, p.bias, p.eps).to(x.dtype)
+
+
+@pytest.mark.parametrize("op", list(Op))
+@pytest.mark.parametrize("dtype", list(ITEMSIZE))
+@pytest.mark.parametrize("profile", ["torch-eager", "torch-native"])
+def test_pytorchs_own_operators_hold(op: Op, dtype: str, profile: str) -> None:
+    c = case(op, dtype)
+    x, p = draw_input(c, CPU, 1), draw_operands(c, CPU, 2)
+    found = check(prepare(profile, p, CPU).launch(x), x, p, c)
+    assert found.wrong is None
+    assert found.rows == c.rows
+    assert found.max_rel_error is not None
+    assert 0 < found.max_rel_error <= c.tolerance
+
+
+@pytest.mark.parametrize("dtype", list(ITEMSIZE))
+@pytest.mark.parametrize("op", list(Op))
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda y, x: y[-1].zero_(), id="last-row-skipped"),
+        pytest.param(lambda y, x: y[:, -1].zero_(), id="last-column-skipped"),
+        pytest.param(lambda y, x: y[5, 7].fill_(float("nan")), id="one-nan"),
+        pytest.param(lambda y, x: y[5, 7].fill_(float("inf")), id="one-inf"),
+        pytest.param(lambda y, x: y.copy_(y.roll(1, 0)), id="rows-shifted"),
+        pytest.param(lambda y, x: y.copy_(y.roll(1, 1)), id="columns-shifted"),
+        pytest.param(lambda y, x: y.mul_(1.04), id="four-percent-off"),
+        pytest.param(lambda y, x: y.copy_(x), id="a-copy-of-x"),
+    ],
+)
+def test_a_wrong_output_is_rejected(op: Op, dtype: str, spoil: object) -> None:
+    c = case(op, dtype)
+    x, y = exact(c)
+    spoil(y, x)  # type: ignore[operator]
+    assert check(y, x, draw_operands(c, CPU, 2), c).wrong is not None
+
+
+@pytest.mark.parametrize("op", list(Op))
+def test_a_missing_weight_or_bias_is_rejected(op: Op) -> None:
+    c = case(op, "bfloat16")
+    x, p = draw_input(c, CPU, 1), draw_operands(c, CPU, 2)
+    assert check(reference(op, x, None, p.bias, p.eps).to(x.dtype), x, p, c).wrong
+    if p.bias is not None:
+        assert check(reference(op, x, p.weight, None, p.eps).to(x.dtype), x, p, c).wrong
+
+
+def test_outliers_do_not_excuse_their_neighbours() -> None:
+    c = case(cols=1024)
+    x, y = exact(c)
+    quiet = int(x[0].abs().argmin())
+    y[0, quiet] += 0.05  # far below the outlier channels' 20, far above a rounding of an element near 1
+    assert check(y, x, draw_operands(c, CPU, 2), c).wrong
+
+
+def test_a_mean_far_above_the_spread_is_not_the_kernels_fault() -> None:
+    c = Case(Op.LAYERNORM, 64, 257, "float32")
+    x = torch.randn(c.rows, c.cols, generator=torch.Generator().manual_seed(0)) + 1e4
+    p = draw_operands(c, CPU, 2)
+    y = torch.nn.functional.layer_norm(x, (c.cols,), p.weight, p.bias, p.eps)
+    assert check(y, x, p, c).wrong is None
+    cancelled = (x - x.mean(-1, keepdim=True)) / (
+        x.square().mean(-1, keepdim=True) - x.mean(-1, keepdim=True) ** 2
+    ).sqrt()
+    assert check(cancelled * p.weight + p.bias, x, p, c).wrong
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        (lambda y: None, "output is a NoneType"),
+        (lambda y: y.float(), "dtype torch.float32, expected torch.float16"),
+        (lambda y: y[:-1], "shape"),
+        (lambda y: y.to("meta"), "device meta, expected cpu"),
+    ],
+)
+def test_what_is_not_the_promised_tensor_is_rejected(output: object, says: str) -> None:
+    c = case()
+    x, y = exact(c)
+    assert says in str(check(output(y), x, draw_operands(c, CPU, 2), c).wrong)  # type: ignore[operator]
+
+
+def test_inputs_repeat_by_seed_and_parameters_are_no_ones() -> None:
+    c = case(Op.LAYERNORM)
+    assert torch.equal(draw_input(c, CPU, 3), draw_input(c, CPU, 3))
+    assert not torch.equal(draw_input(c, CPU, 3), draw_input(c, CPU, 4))
+    p = draw_operands(c, CPU, 3)
+    assert p.weight.std() > 0.5
+    assert p.bias is not None
+    assert p.bias.std() > 0.5
+
+
+def test_sampled_rows_include_first_and_last() -> None:
+    c = case(rows=10_000)
+    rows = spread_rows(c, 64, CPU)
+    assert (int(rows[0]), int(rows[-1]), len(rows)) == (0, 9999, 64)
+    assert len(spread_rows(case(rows=3), 64, CPU)) == 3

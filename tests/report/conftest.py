@@ -1,0 +1,47 @@
+"""Example runs and their pages, made once, and the browser that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chromium import executable
+from examples import CPU, GPU, cpu_measurements, gpu_measurements, manifest, stored
+from playwright.sync_api import Browser, sync_playwright
+
+from norm_fusion.report import page
+from norm_fusion.runs.store import RunStore
+
+
+@pytest.fixture(scope="session")
+def gpu(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    return stored(tmp_path_factory.mktemp("runs"), manifest("20261122-124000-h200", GPU), gpu_measurements)
+
+
+@pytest.fixture(scope="session")
+def cpu(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    return stored(tmp_path_factory.mktemp("runs"), manifest("20261122-124000-epyc", CPU), cpu_measurements)
+
+
+@pytest.fixture(scope="session")
+def gpu_page(gpu: RunStore) -> Path:
+    return page.write(gpu, gpu.path / "report.html")
+
+
+@pytest.fixture(scope="session")
+def cpu_page(cpu: RunStore) -> Path:
+    return page.write(cpu, cpu.path / "report.html")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Debian's chromium, headless, with a new profile."""
+    quiet = ("no-first-run", "disable-gpu", "disable-background-networking", "disable-component-update", "disable-sync")
+    path = executable()
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", *(f"--{name}" for name in quiet)]
+        )
+        yield launched
+        launched.close()

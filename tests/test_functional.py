@@ -1,0 +1,88 @@
+"""The public functions: signatures, defaults and documented behaviour, as a caller sees them."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import DTYPES, draw, errors, poisoned
+
+import norm_fusion
+from norm_fusion.spec import Op
+
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "layer_norm"])
+def test_a_call_to_torchs_function_is_a_call_to_ours(name: str) -> None:
+    """Names, order and defaults; layer_norm's cudnn_enable aside."""
+    ours = inspect.signature(getattr(norm_fusion, name)).parameters
+    torchs = inspect.signature(inspect.unwrap(getattr(F, name))).parameters
+    assert [(p.name, p.default) for p in ours.values()] == [
+        (p.name, p.default) for p in torchs.values() if p.name != "cudnn_enable"
+    ]
+
+
+@EACH_DTYPE
+def test_rms_norms_default_eps_is_fp32s_whatever_the_dtype(dtype: torch.dtype) -> None:
+    """Rows so small that eps decides: fp16's epsilon is 8192 times fp32's."""
+    given = draw(Op.RMSNORM, 3, 100, dtype, eps=2.0**-23)
+    x = given.x * 3e-4
+    with poisoned():
+        y = norm_fusion.rms_norm(x, [100], given.weight)
+        assert torch.equal(y, norm_fusion.rms_norm(x, [100], given.weight, 2.0**-23))
+        assert not torch.equal(y, norm_fusion.rms_norm(x, [100], given.weight, 2.0**-22))
+
+
+def test_layer_norms_default_eps() -> None:
+    given = draw(Op.LAYERNORM, 3, 100, torch.float32)
+    x = given.x * 3e-3
+    y = norm_fusion.layer_norm(x, [100], given.weight, given.bias)
+    assert torch.equal(y, norm_fusion.layer_norm(x, [100], given.weight, given.bias, 1e-5))
+    assert not torch.equal(y, norm_fusion.layer_norm(x, [100], given.weight, given.bias, 1e-6))
+
+
+@pytest.mark.parametrize("shape", [[700], (700,), torch.Size([700])], ids=["list", "tuple", "size"])
+def test_normalized_shape_is_any_sequence(shape: object) -> None:
+    given = draw(Op.LAYERNORM, 3, 700, torch.float16)
+    with poisoned():
+        y = norm_fusion.layer_norm(given.x, shape, given.weight, given.bias)
+        assert errors(y, given).ok
+        y = norm_fusion.rms_norm(input=given.x, normalized_shape=shape, weight=given.weight, eps=1e-5)
+    assert errors(y, draw(Op.RMSNORM, 3, 700, torch.float16)).ok
+
+
+@pytest.mark.parametrize("eps", [0, 1])
+def test_eps_may_be_an_integer(eps: int) -> None:
+    """Triton makes an integer argument of 1 a constant: a kernel of its own, and the same bits."""
+    given = draw(Op.LAYERNORM, 3, 700, torch.float32)
+    for norm in (norm_fusion.rms_norm, norm_fusion.layer_norm):
+        assert torch.equal(norm(given.x, (700,), eps=eps), norm(given.x, (700,), eps=float(eps)))
+
+
+@pytest.mark.parametrize("x", [torch.randn(9, 64)[::2, :60], torch.randn(60, 5).t()], ids=["sliced", "transposed"])
+@pytest.mark.parametrize("forced", ["0", "1"])
+def test_the_output_is_new_and_contiguous(x: torch.Tensor, forced: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NORM_FUSION_FORCE_TRITON", forced)
+    for norm in (norm_fusion.rms_norm, norm_fusion.layer_norm):
+        y = norm(x, (60,))
+        assert y.is_contiguous() and y.data_ptr() != x.data_ptr()
+
+
+def test_a_module_in_training_gets_our_error_not_a_missing_gradient() -> None:
+    """A parameter needs a gradient wherever gradients are on."""
+    norm = torch.nn.LayerNorm(8)
+    with pytest.raises(RuntimeError, match="no backward yet"):
+        norm_fusion.layer_norm(torch.randn(2, 8), (8,), norm.weight, norm.bias)
+    with torch.inference_mode():
+        y = norm_fusion.layer_norm(torch.ones(2, 8), (8,), norm.weight, norm.bias)
+    assert torch.equal(y, torch.zeros(2, 8))
+
+
+def test_the_package_exports_what_it_says() -> None:
+    assert sorted(norm_fusion.__all__) == ["layer_norm", "rms_norm"]
+    assert {*norm_fusion.__all__, "__version__"} <= set(dir(norm_fusion))
+    with pytest.raises(AttributeError, match="no attribute 'rmsnorm'"):
+        norm_fusion.rmsnorm  # noqa: B018
