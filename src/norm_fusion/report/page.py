@@ -25,10 +25,10 @@ from markupsafe import Markup
 
 from norm_fusion import metrics
 from norm_fusion.records import Manifest, Record, Status, Timer
+from norm_fusion.report.answer import answer
 from norm_fusion.report.panels import CONFIG, PANELS, Panel, colour
 from norm_fusion.report.rows import (
     Row,
-    answer,
     baseline_of,
     case_title,
     cases,

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from norm_fusion.records import Environment, Record
+from norm_fusion.report.rows import duration
 from norm_fusion.report.table import machine
-from norm_fusion.report.table import time as duration
+from norm_fusion.spec import ROOF
 
 
 class Watch:
@@ -50,11 +51,11 @@ class Watch:
     def measured(self, records: list[Record]) -> None:
         if not records:
             return
-        timed = [r for r in records if r.p50_ms is not None and r.timer in ("device", "wall") and r.profile != "copy"]
-        fastest = min(timed, key=lambda r: r.p50_ms or 0.0, default=None)
-        verdict = (
-            "nothing timed"
-            if fastest is None
-            else f"fastest {fastest.profile} {duration(fastest.p50_ms)} ({fastest.timer})"
-        )
-        self.console.print(f"{records[0].case}: {verdict}", soft_wrap=True, highlight=False)
+        timed = [
+            (record.p50_ms, record)
+            for record in records
+            if record.p50_ms is not None and record.timer in ("device", "wall") and record.profile != ROOF
+        ]
+        ms, fastest = min(timed, key=lambda pair: pair[0], default=(0.0, None))
+        said = "nothing timed" if fastest is None else f"fastest {fastest.profile} {duration(ms)} ({fastest.timer})"
+        self.console.print(f"{records[0].case}: {said}", soft_wrap=True, highlight=False)

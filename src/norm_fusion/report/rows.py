@@ -1,4 +1,4 @@
-"""Records joined for a reader: one row per case and profile, and the one-sentence answer. No torch."""
+"""Records joined for a reader: one row per case and profile, and how its figures are written. No torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from norm_fusion.metrics import geometric_mean
 from norm_fusion.records import Record, Status, Timer
-from norm_fusion.spec import BASELINE, BASELINE_OF, ROOF, Case, Op, SpecError
+from norm_fusion.spec import BASELINE_OF, Case, Op, SpecError
 
 # Which series answers what, the best one first: on a CPU there is wall alone.
 LATENCY: tuple[Timer, ...] = ("device", "graph", "wall")
@@ -34,12 +33,12 @@ class Row:
 
     @property
     def latency(self) -> Record | None:
-        """The series that p50, p95 and the noise ratio are quoted from."""
+        """The series that p50, p95 and the noise ratio are quoted from; none where the result is wrong."""
         return self._first(LATENCY)
 
     @property
     def ratio(self) -> Record | None:
-        """The series that speedup, GB/s and TFLOP/s are quoted from."""
+        """The series that speedup, GB/s and TFLOP/s are quoted from; none where the result is wrong."""
         return self._first(RATIO)
 
     def ms(self, timer: Timer) -> float | None:
@@ -47,6 +46,8 @@ class Row:
         return None if record is None else record.p50_ms
 
     def _first(self, timers: Iterable[Timer]) -> Record | None:
+        if self.status is Status.WRONG:
+            return None
         return next((self.series[t] for t in timers if t in self.series and self.series[t].p50_ms is not None), None)
 
 
@@ -66,63 +67,19 @@ def cases(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return grouped
 
 
+def fused(rows: Sequence[Row]) -> Row | None:
+    """The Triton row of one case."""
+    return next((row for row in rows if row.profile.startswith("triton-")), None)
+
+
 def fastest_torch(rows: Sequence[Row]) -> Row | None:
-    """The fastest correct PyTorch among the rows of one case, by the series that ratios are taken from."""
-    timed = [row for row in rows if row.profile.startswith("torch-") and row.status is Status.OK and row.ratio]
-    return min(timed, key=lambda row: row.ratio.p50_ms or 0.0, default=None) if timed else None  # type: ignore[union-attr]
-
-
-def answer(rows: Sequence[Row]) -> str:
-    """How much a fused kernel moves latency here, in one sentence a case group, with both baselines."""
-    sentences = [_answer_of(op, [row for row in rows if row.any.op == op]) for op in Op]
-    return " ".join(sentence for sentence in sentences if sentence)
-
-
-def _answer_of(op: Op, rows: Sequence[Row]) -> str:
-    label = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[op]
-    if not rows:
-        return ""
-    versus_baseline: dict[str, float] = {}
-    versus_fastest: dict[str, float] = {}
-    for case, group in cases(rows).items():
-        fused = next((row for row in group if row.profile.startswith("triton-")), None)
-        best = fastest_torch(group)
-        if fused is None or fused.ratio is None or best is None or fused.status is not Status.OK:
-            continue
-        if BASELINE in fused.ratio.speedup:
-            versus_baseline[case] = fused.ratio.speedup[BASELINE]
-        versus_fastest[case] = fused.ratio.speedup[best.profile]
-    if versus_baseline or versus_fastest:
-        parts = []
-        if versus_baseline:
-            parts.append(f"{_ratio(versus_baseline)} against {BASELINE} ({BASELINE_OF[op]})")
-        parts.append(f"{_ratio(versus_fastest)} against the fastest correct PyTorch of each case")
-        return f"Fused {label}: {' and '.join(parts)}."
-    checked = [row for row in rows if row.status is Status.CHECKED]
-    wrong = [row for row in rows if row.status is Status.WRONG and row.profile != ROOF]
-    best_of = {case: best for case, group in cases(rows).items() if (best := fastest_torch(group))}
-    gains = {
-        case: 1.0 if best.profile == BASELINE_OF[op] else best.ratio.speedup[BASELINE]
-        for case, best in best_of.items()
-        if best.ratio and (best.profile == BASELINE_OF[op] or BASELINE in best.ratio.speedup)
-    }
-    if wrong:
-        return f"{label}: {', '.join(sorted({row.profile for row in wrong}))} is wrong here and gets no speedup."
-    if gains:
-        kernel = "the Triton kernel is correct but not timed here; " if checked else "no Triton kernel was timed; "
-        return (
-            f"{label}: {kernel}the fastest correct PyTorch is {_ratio(gains)} against {BASELINE} ({BASELINE_OF[op]})."
-        )
-    return f"{label}: no two correct implementations were timed, so there is no ratio."
-
-
-def _ratio(by_case: Mapping[str, float]) -> str:
-    """`5.90x`, or the geometric mean with the worst case by name."""
-    if len(by_case) == 1:
-        return f"{next(iter(by_case.values())):.2f}x"
-    worst = min(by_case, key=lambda case: by_case[case])
-    mean = geometric_mean(list(by_case.values()))
-    return f"{mean:.2f}x (geometric mean of {len(by_case)}; worst {by_case[worst]:.2f}x at {worst.split('-', 1)[1]})"
+    """The fastest correct PyTorch among the rows of one case, all by one series: the best that any of them has."""
+    torch_rows = [row for row in rows if row.profile.startswith("torch-") and row.status is Status.OK]
+    for timer in RATIO:
+        timed = [(ms, row) for row in torch_rows if (ms := row.ms(timer)) is not None]
+        if timed:
+            return min(timed, key=lambda pair: pair[0])[1]
+    return None
 
 
 def usual(records: Iterable[Record | None]) -> Timer | None:

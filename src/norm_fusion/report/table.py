@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from norm_fusion.records import Environment, Manifest, Status
-from norm_fusion.report.rows import Row, answer, cases
+from norm_fusion.report.answer import answer
+from norm_fusion.report.rows import Row, cases, duration
 from norm_fusion.spec import BASELINE, ROOF
 
 NOTHING = "-"
@@ -74,7 +75,7 @@ def speed(rows: Sequence[Row]) -> Table:
         for row in group:
             cells = [*_latency_cells(row), *_rate_cells(row)]
             if hosted:
-                cells += [time(row.ms("host")), time(row.ms("wall"))]
+                cells += [_time(row.ms("host")), _time(row.ms("wall"))]
             roof = row.profile == ROOF
             table.add_row(
                 "  copy (the roof)" if roof else f"  {row.profile}", *cells, style="dim" if roof else STYLE[row.status]
@@ -118,20 +119,9 @@ def footnotes(rows: Sequence[Row]) -> Text | None:
     return Text("\n".join(f"- {line}" for line in said)) if said else None
 
 
-def time(ms: float | None) -> str:
-    """A duration with its unit, three significant figures: `17.9 us`, `1.83 ms`."""
-    if ms is None:
-        return NOTHING
-    for scale, unit in ((1e-3, "ns"), (1.0, "us"), (1e3, "ms")):
-        value = ms * 1e3 / scale
-        if value < 999.5:
-            return f"{value:.3g} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
-    return f"{ms / 1e3:.3g} s"
-
-
 def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 2)
     )
     table.add_column("case / profile", no_wrap=True)
     for name in columns:
@@ -155,7 +145,7 @@ def _latency_cells(row: Row) -> list[str]:
         return [row.status.value, NOTHING, NOTHING]
     style = NOISE_STYLE[r.noise or "good"]
     ratio = f"{r.noise_ratio:.2f}"
-    return [time(r.p50_ms), time(r.p95_ms), f"[{style}]{ratio}[/]" if style else ratio]
+    return [_time(r.p50_ms), _time(r.p95_ms), f"[{style}]{ratio}[/]" if style else ratio]
 
 
 def _rate_cells(row: Row) -> list[str]:
@@ -170,6 +160,10 @@ def _speedup(row: Row, baseline: str) -> str:
     if row.ratio is None or baseline not in row.ratio.speedup:
         return NOTHING
     return f"{row.ratio.speedup[baseline]:.2f}x"
+
+
+def _time(ms: float | None) -> str:
+    return NOTHING if ms is None else duration(ms)
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,74 @@
+"""The answer to the question, in one sentence an operator, with both baselines. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from norm_fusion.metrics import geometric_mean
+from norm_fusion.records import Status
+from norm_fusion.report.rows import Row, cases, fastest_torch, fused
+from norm_fusion.spec import BASELINE, BASELINE_OF, Op
+
+LABEL = {Op.RMSNORM: "RMSNorm", Op.LAYERNORM: "LayerNorm"}
+
+
+def answer(rows: Sequence[Row]) -> str:
+    """How much a fused kernel moves latency here."""
+    by_op = {op: [row for row in rows if row.any.op == op] for op in Op}
+    return " ".join(_answer_of(op, mine) for op, mine in by_op.items() if mine)
+
+
+def _answer_of(op: Op, rows: Sequence[Row]) -> str:
+    over_baseline: dict[str, float] = {}
+    over_fastest: dict[str, float] = {}
+    torch_gain: dict[str, float] = {}
+    for case, group in cases(rows).items():
+        best, mine = fastest_torch(group), fused(group)
+        if best is None:
+            continue
+        gain = 1.0 if best.profile == BASELINE_OF[op] else _speedup(best, BASELINE)
+        if gain is not None:
+            torch_gain[case] = gain
+        if mine is not None:
+            for over, baseline in ((over_baseline, BASELINE), (over_fastest, best.profile)):
+                if (ratio := _speedup(mine, baseline)) is not None:
+                    over[case] = ratio
+    baseline = f"{BASELINE} ({BASELINE_OF[op]})"
+    if over_fastest:
+        first = f"{_ratio(over_baseline)} the speed of {baseline} and " if over_baseline else ""
+        said = f"Fused {LABEL[op]} runs at {first}{_ratio(over_fastest)} that of the fastest correct PyTorch."
+    elif torch_gain:
+        said = f"{LABEL[op]}: {_why_untimed(rows)}; "
+        said += f"the fastest correct PyTorch runs at {_ratio(torch_gain)} the speed of {baseline}."
+    else:
+        said = f"{LABEL[op]}: {_why_untimed(rows)}, and no PyTorch to compare with was timed."
+    return said + _wrong(rows)
+
+
+def _speedup(row: Row, baseline: str) -> float | None:
+    return None if row.ratio is None else row.ratio.speedup.get(baseline)
+
+
+def _why_untimed(rows: Sequence[Row]) -> str:
+    statuses = {row.status for row in rows if row.profile.startswith("triton-")}
+    if Status.CHECKED in statuses:
+        return "the fused kernel is right, and a CPU cannot time it"
+    return "the fused kernel was not part of this" if not statuses else "the fused kernel gave no speedup here"
+
+
+def _wrong(rows: Sequence[Row]) -> str:
+    wrong = [f"{row.profile} at {_shape(row.case)}" for row in rows if row.status is Status.WRONG]
+    return f" Wrong, and left out: {', '.join(wrong)}." if wrong else ""
+
+
+def _ratio(by_case: Mapping[str, float]) -> str:
+    """`5.90x`, or the geometric mean with the worst case by name."""
+    if len(by_case) == 1:
+        return f"{next(iter(by_case.values())):.2f}x"
+    worst = min(by_case, key=lambda case: by_case[case])
+    mean = geometric_mean(list(by_case.values()))
+    return f"{mean:.2f}x (geometric mean of {len(by_case)}, worst {by_case[worst]:.2f}x at {_shape(worst)})"
+
+
+def _shape(case: str) -> str:
+    return case.split("-", 1)[1].replace("-", " ")
