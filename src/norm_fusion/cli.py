@@ -299,11 +299,10 @@ def _print(manifest: Manifest, records: list[Record], json: bool) -> None:
     from rich.console import Console
 
     from norm_fusion.report.rows import join
-    from norm_fusion.report.table import show
+    from norm_fusion.report.table import PIPE_WIDTH, show
 
-    # A pipe has no width: wide enough that no figure is cut.
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    show(Console(width=160) if piped else Console(), manifest, join(records))
+    show(Console(width=PIPE_WIDTH) if piped else Console(), manifest, join(records))
 
 
 def _ops(names: list[str] | None) -> tuple[Op, ...]:

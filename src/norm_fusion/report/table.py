@@ -1,20 +1,27 @@
-"""A run as a terminal shows it: the machine, how fast, whether it is right, and the answer."""
+"""A run as a terminal shows it: the machine, the figures, the notes and the answer.
+
+The figures come in three groups of columns. As many groups share a table as the terminal is wide for: one table on a
+wide screen or in a pipe, three on 80 columns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from norm_fusion.records import Environment, Manifest, Status
 from norm_fusion.report.answer import answer
-from norm_fusion.report.rows import Row, cases, duration
+from norm_fusion.report.rows import Row, cases, duration, rate
 from norm_fusion.spec import BASELINE, ROOF
 
 NOTHING = "-"
+GAP = 2  # a space of padding, and the box's own divider
+PIPE_WIDTH = 200  # a pipe has no width: wide enough that all figures of a row share a line
 STYLE = {
     Status.OK: "",
     Status.CHECKED: "cyan",
@@ -31,29 +38,37 @@ VERDICT = {
 }
 NOISE_STYLE = {"good": "", "warn": "yellow", "rerun": "bold yellow"}
 
+Cell = Callable[[Row], str]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns that are read together: a heading for each, and what it says of a row."""
+
+    title: str
+    columns: tuple[tuple[str, Cell], ...]
+
+    def width(self, rows: Sequence[Row]) -> int:
+        return sum(GAP + max(len(head), *(len(cell(row)) for row in rows)) for head, cell in self.columns)
+
 
 def show(console: Console, manifest: Manifest, rows: Sequence[Row]) -> None:
     """Print a run."""
-    console.print(render(manifest, rows), soft_wrap=False)
-
-
-def render(manifest: Manifest, rows: Sequence[Row]) -> RenderableType:
-    """The whole of a run."""
-    parts: list[RenderableType] = []
     if manifest.environment is not None:
-        parts.append(machine(manifest.environment))
-    parts += [speed(rows), gains(rows)]
-    notes = footnotes(rows)
-    if notes:
-        parts.append(notes)
+        console.print(machine(manifest.environment), soft_wrap=True)
+    for table in _tables(rows, console.width):
+        console.print()
+        console.print(table)
+    console.print()
+    for note in notes(rows):
+        console.print(f"- {note}", soft_wrap=True, highlight=False, markup=False)
     if manifest.state == "interrupted":
-        parts.append(Text("Interrupted: what was measured until then is shown and kept.", "yellow"))
-    parts.append(Text(f"\n{answer(rows)}", "bold"))
-    return Group(*parts)
+        console.print("- Interrupted: what was measured until then is shown and kept.", style="yellow")
+    console.print(f"\n{answer(rows)}", style="bold", highlight=False, markup=False)
 
 
 def machine(e: Environment) -> Text:
-    """Device and versions, a line or two."""
+    """Device and versions, two lines."""
     cache = f"{e.cache_bytes / 2**20:.0f} MiB {'L2' if e.device == 'cuda' else 'last-level cache'}"
     if e.device == "cuda":
         facts = [e.device_name, f"{e.sm_count} SMs", f"{e.memory_bytes / 2**30:.0f} GiB", cache, f"driver {e.driver}"]
@@ -65,43 +80,8 @@ def machine(e: Environment) -> Text:
     return Text(f"{' · '.join(facts)}\n{' · '.join(software)}", "dim")
 
 
-def speed(rows: Sequence[Row]) -> Table:
-    """Latency and throughput of every profile, and of the copy that is their roof."""
-    hosted = any(row.ms("host") is not None for row in rows)
-    columns = ["p50", "p95", "p95/p50", "GB/s", "of copy", "TFLOP/s", *(["host", "wall"] if hosted else [])]
-    table = _table("How fast, cold cache", columns)
-    for case, group in cases(rows).items():
-        table.add_row(Text(case, "bold"))
-        for row in group:
-            cells = [*_latency_cells(row), *_rate_cells(row)]
-            if hosted:
-                cells += [_time(row.ms("host")), _time(row.ms("wall"))]
-            roof = row.profile == ROOF
-            table.add_row(
-                "  copy (the roof)" if roof else f"  {row.profile}", *cells, style="dim" if roof else STYLE[row.status]
-            )
-        table.add_section()
-    return table
-
-
-def gains(rows: Sequence[Row]) -> Table:
-    """Speedup over each PyTorch, and errors against the fp64 reference."""
-    baselines = _baselines(rows)
-    columns = [*(f"vs {_short(name)}" for name in baselines), "max abs", "max rel", "allowed", "verdict"]
-    table = _table("How much faster than PyTorch, and is it right (against fp64)", columns)
-    for case, group in cases(rows).items():
-        table.add_row(Text(case, "bold"))
-        for row in (row for row in group if row.profile != ROOF):
-            r = row.any
-            cells = [_speedup(row, name) for name in baselines]
-            cells += [_number(r.max_abs_error), _number(r.max_rel_error), _number(r.tolerance)]
-            table.add_row(f"  {row.profile}", *cells, VERDICT[r.status], style=STYLE[row.status])
-        table.add_section()
-    return table
-
-
-def footnotes(rows: Sequence[Row]) -> Text | None:
-    """Reasons and remedies of what was not measured, each once."""
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What the figures alone do not say: reasons and remedies, fallbacks, noise; each once."""
     said: dict[str, None] = {}
     for row in rows:
         r = row.any
@@ -110,65 +90,131 @@ def footnotes(rows: Sequence[Row]) -> Text | None:
         for note in r.notes:
             said[f"{row.profile} at {row.case}: {note}"] = None
     if any(row.status is Status.CHECKED for row in rows):
-        said[
-            "* checked: correct in Triton's interpreter on a sample of the rows; a CPU says nothing of its latency"
-        ] = None
-    noisy = [f"{row.profile} at {row.case}" for row in rows if row.latency and row.latency.noise == "rerun"]
+        said["* right in Triton's interpreter, on a sample of the rows; a CPU says nothing of its latency"] = None
+    timed = [row.latency for row in rows if row.latency is not None]
+    noisy = sum(record.noise == "rerun" for record in timed)
     if noisy:
-        said[f"noisy (p95/p50 above 1.15), rerun before a precise claim: {len(noisy)} of {_timed(rows)} rows"] = None
-    return Text("\n".join(f"- {line}" for line in said)) if said else None
+        said[f"{noisy} of {len(timed)} rows are noisy (p95/p50 above 1.15): rerun before a precise claim"] = None
+    return list(said)
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
+def _tables(rows: Sequence[Row], width: int) -> Iterator[Table]:
+    """The groups in order, as many to a table as fit the width."""
+    if not rows:
+        return
+    names = max(len("  copy (the roof)"), *(len(name) for row in rows for name in (row.case, f"  {row.profile}")))
+    waiting = [group for group in _groups(rows) if group.columns]
+    while waiting:
+        chosen = [waiting.pop(0)]
+        while waiting and names + sum(g.width(rows) for g in (*chosen, waiting[0])) <= width:
+            chosen.append(waiting.pop(0))
+        yield _table(chosen, rows)
+
+
+def _table(groups: Sequence[Group], rows: Sequence[Row]) -> Table:
+    title = "; ".join(group.title for group in groups)
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 2)
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 0, 0, GAP - 1),
     )
     table.add_column("case / profile", no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+    for group in groups:
+        for head, _ in group.columns:
+            table.add_column(head, justify="right", no_wrap=True)
+    for case, mine in cases(rows).items():
+        table.add_row(Text(case, "bold"))
+        for row in mine:
+            roof = row.profile == ROOF
+            name = "  copy (the roof)" if roof else f"  {row.profile}"
+            cells = [_styled(head, cell(row), row) for group in groups for head, cell in group.columns]
+            table.add_row(Text(name), *cells, style="dim" if roof else STYLE[row.status])
+        table.add_section()
     return table
+
+
+def _groups(rows: Sequence[Row]) -> list[Group]:
+    baselines = _baselines(rows)
+    hosted = any(row.ms("host") is not None for row in rows)
+    eager = (("host", _of("host")), ("wall", _of("wall"))) if hosted else ()
+    over = tuple((_short(name), _over(name)) for name in baselines)
+    return [
+        Group("Time of a call, cold cache", (("p50", _p50), ("p95", _p95), ("p95/p50", _noise), *eager)),
+        Group(
+            f"Speedup over PyTorch ({', '.join(_short(name) for name in baselines)}), effective GB/s",
+            (*over, ("GB/s", _gbps), ("of copy", _share)),
+        ),
+        Group(
+            "Arithmetic, errors against fp64",
+            (
+                ("TFLOP/s", _tflops),
+                ("max abs", lambda row: _number(row.any.max_abs_error)),
+                ("max rel", lambda row: _number(row.any.max_rel_error)),
+                ("allowed", lambda row: _number(row.any.tolerance)),
+                ("verdict", lambda row: NOTHING if row.profile == ROOF else VERDICT[row.status]),
+            ),
+        ),
+    ]
+
+
+def _baselines(rows: Sequence[Row]) -> list[str]:
+    """The profiles that some row has a speedup over, in the order of the rows."""
+    seen = {name for row in rows if row.ratio for name in row.ratio.speedup if name != BASELINE}
+    return [name for name in dict.fromkeys(row.profile for row in rows) if name in seen]
 
 
 def _short(profile: str) -> str:
     return profile.removeprefix("torch-").removeprefix("compile-")
 
 
-def _baselines(rows: Sequence[Row]) -> list[str]:
-    seen = {name: None for row in rows if row.ratio for name in row.ratio.speedup if name != BASELINE}
-    order = {row.profile: i for i, row in enumerate(rows)}
-    return sorted(seen, key=lambda name: order.get(name, 0))
+def _styled(head: str, text: str, row: Row) -> Text:
+    loud = head == "p95/p50" and row.latency is not None and row.latency.noise is not None
+    return Text(text, NOISE_STYLE[row.latency.noise] if loud and row.latency and row.latency.noise else "")
 
 
-def _latency_cells(row: Row) -> list[str]:
-    r = row.latency
-    if r is None or r.noise_ratio is None:
-        return [row.status.value, NOTHING, NOTHING]
-    style = NOISE_STYLE[r.noise or "good"]
-    ratio = f"{r.noise_ratio:.2f}"
-    return [_time(r.p50_ms), _time(r.p95_ms), f"[{style}]{ratio}[/]" if style else ratio]
+def _p50(row: Row) -> str:
+    return duration(row.latency.p50_ms) if row.latency and row.latency.p50_ms is not None else row.status.value
 
 
-def _rate_cells(row: Row) -> list[str]:
-    r = row.ratio
-    if r is None or r.gbps is None:
-        return [NOTHING, NOTHING, NOTHING]
-    share = NOTHING if r.roof_share is None else f"{r.roof_share:.3f}"
-    return [f"{r.gbps:,.0f}" if r.gbps >= 10 else f"{r.gbps:.2g}", share, f"{r.tflops:.2g}" if r.tflops else NOTHING]
+def _p95(row: Row) -> str:
+    return duration(row.latency.p95_ms) if row.latency and row.latency.p95_ms is not None else NOTHING
 
 
-def _speedup(row: Row, baseline: str) -> str:
-    if row.ratio is None or baseline not in row.ratio.speedup:
-        return NOTHING
-    return f"{row.ratio.speedup[baseline]:.2f}x"
+def _noise(row: Row) -> str:
+    return f"{row.latency.noise_ratio:.2f}" if row.latency and row.latency.noise_ratio is not None else NOTHING
 
 
-def _time(ms: float | None) -> str:
-    return NOTHING if ms is None else duration(ms)
+def _of(timer: str) -> Cell:
+    def cell(row: Row) -> str:
+        ms = row.ms("host") if timer == "host" else row.ms("wall")
+        return NOTHING if ms is None else duration(ms)
+
+    return cell
+
+
+def _over(baseline: str) -> Cell:
+    def cell(row: Row) -> str:
+        speedup = row.ratio.speedup.get(baseline) if row.ratio else None
+        return NOTHING if speedup is None else f"{speedup:.2f}x"
+
+    return cell
+
+
+def _gbps(row: Row) -> str:
+    return rate(row.ratio.gbps) if row.ratio and row.ratio.gbps is not None else NOTHING
+
+
+def _share(row: Row) -> str:
+    return f"{row.ratio.roof_share:.3f}" if row.ratio and row.ratio.roof_share is not None else NOTHING
+
+
+def _tflops(row: Row) -> str:
+    return rate(row.ratio.tflops) if row.ratio and row.ratio.tflops is not None else NOTHING
 
 
 def _number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.1e}"
-
-
-def _timed(rows: Sequence[Row]) -> int:
-    return sum(row.latency is not None for row in rows)
