@@ -50,7 +50,7 @@ class Errors:
 
 
 def draw(op: Op, rows: int, cols: int, dtype: torch.dtype, seed: int = 0, eps: float = EPS) -> Operands:
-    """Rows with a few outlier channels, as a transformer's residual stream has; a weight and a bias that are never 1."""
+    """Rows with a few outlier channels, as a residual stream has; a weight and a bias that are never 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

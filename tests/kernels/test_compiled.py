@@ -154,7 +154,8 @@ def test_the_widest_row_ends(job: Job, compiled: Compile) -> None:
     assert len(loops) == 2
     for first, end, step in loops:
         trips = -(-(int(end) - int(first)) // int(step))
-        assert int(first) + trips * int(step) < 2**31, (first, end, step)
+        last = int(first) + trips * int(step)
+        assert last < 2**31, f"range({first}, {end}, {step}) steps to {last}"
 
 
 @pytest.mark.parametrize("job", EACH_KERNEL, ids=str)

@@ -1,5 +1,6 @@
 """One case on the CPU, with contestants that cheat, raise, are missing, or interrupt."""
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -173,6 +174,23 @@ def test_without_a_compiler_torch_compile_is_unavailable(monkeypatch: pytest.Mon
     assert m.status is Status.UNAVAILABLE
     assert "C++ compiler" in str(m.reason)
     assert "apt-get install g++" in str(m.remedy)
+
+
+def test_a_program_that_a_contestant_runs_and_lacks_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(profile: str, operands: Operands, device: torch.device) -> Prepared:
+        def launch(x: torch.Tensor) -> torch.Tensor:
+            try:
+                subprocess.run(["no-such-program"], check=True)
+            except FileNotFoundError as error:
+                raise RuntimeError("the compiler failed") from error
+            return x
+
+        return Prepared(launch, "lacking")
+
+    monkeypatch.setattr(builtin, "prepare", prepare)
+    m = run(CASE, "torch-native")["torch-native"]
+    assert m.status is Status.UNAVAILABLE
+    assert "'no-such-program', which is not on PATH" in str(m.reason)
 
 
 def test_torch_compile_is_really_compiled() -> None:

@@ -41,8 +41,8 @@ def test_the_stored_names_are_the_documented_ones(tmp_path: Path) -> None:
     store = RunStore.create(tmp_path, "a")
     store.write(record(), None)
     stored = json.loads((store.path / "records" / f"{record().key}.json").read_text())
-    documented = """run_id case op pass rows cols dtype profile resolved_backend status reason timer cache replicate p50_ms
-        p95_ms noise_ratio gbps roof_gbps roof_share tflops speedup correct max_abs_error max_rel_error tolerance
+    documented = """run_id case op pass rows cols dtype profile resolved_backend status reason timer cache replicate
+        p50_ms p95_ms noise_ratio gbps roof_gbps roof_share tflops speedup correct max_abs_error max_rel_error tolerance
         n_samples fingerprint"""
     assert set(documented.split()) <= stored.keys()
 

@@ -14,7 +14,7 @@ from norm_fusion import backends
 from norm_fusion.backends import builtin, roof
 from norm_fusion.measure.correctness import Check, check, draw_input, draw_operands, poison, spread_rows
 from norm_fusion.measure.environment import available_bytes
-from norm_fusion.measure.timing import Bench, Contestant, Interrupted, first_line, sets_in_rotation
+from norm_fusion.measure.timing import Bench, Contestant, Interrupted, first_line, missing_program, sets_in_rotation
 from norm_fusion.metrics import percentile
 from norm_fusion.records import Measurement, Status
 from norm_fusion.spec import ROOF, Case, Effort
@@ -125,7 +125,13 @@ class CaseRun:
             except builtin.Unavailable as missing:
                 outcome.fail(Status.UNAVAILABLE, missing.reason, missing.remedy)
             except Exception as error:  # noqa: BLE001 - a contestant may raise anything: it costs its own row
-                outcome.fail(Status.FAILED, first_line(error))
+                program = missing_program(error)
+                if program is None:
+                    outcome.fail(Status.FAILED, first_line(error))
+                else:
+                    outcome.fail(
+                        Status.UNAVAILABLE, f"it runs the program {program!r}, which is not on PATH", "install it"
+                    )
         self._prepare_roof()
 
     def _prepare_roof(self) -> None:

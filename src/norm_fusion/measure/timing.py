@@ -12,6 +12,7 @@ Series are never mixed in a ratio. No sample is ever deleted.
 from __future__ import annotations
 
 import gc
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -288,6 +289,15 @@ def first_line(error: BaseException) -> str:
     """The kind of an exception and the first line that it prints, at most 300 characters."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+
+
+def missing_program(error: BaseException | None) -> str | None:
+    """The program whose absence is behind an exception: a compiler, say, or what a compiler's driver calls."""
+    while error is not None:
+        if isinstance(error, FileNotFoundError) and error.filename and os.sep not in str(error.filename):
+            return str(error.filename)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _nothing() -> None:

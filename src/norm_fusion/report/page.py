@@ -31,6 +31,7 @@ from norm_fusion.report.rows import (
     Row,
     baseline_of,
     case_title,
+    company,
     cases,
     duration,
     fastest_torch,
@@ -360,9 +361,7 @@ def _limits(manifest: Manifest, rows: Sequence[Row], timers: Timers) -> Iterator
         yield "The checkout had uncommitted changes: its commit alone does not reproduce this run."
     if environment and {row.any.fingerprint for row in rows} - {environment.fingerprint}:
         yield "Some records carry another fingerprint than this environment: they were measured elsewhere."
-    for when, conditions in (("before", manifest.before), ("after", manifest.after)):
-        if conditions and conditions.other_processes:
-            yield f"{conditions.other_processes} other compute process(es) were on the card {when} the run."
+    yield from company(manifest)
     if measured:
         yield "Forward pass, cold inputs, random values with a few large channels; no other shape or dtype was timed."
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from norm_fusion.records import Record, Status, Timer
+from norm_fusion.records import Manifest, Record, Status, Timer
 from norm_fusion.spec import BASELINE_OF, Case, Op, SpecError
 
 # Which series answers what, the best one first: on a CPU there is wall alone.
@@ -80,6 +80,17 @@ def fastest_torch(rows: Sequence[Row]) -> Row | None:
         if timed:
             return min(timed, key=lambda pair: pair[0])[1]
     return None
+
+
+def company(manifest: Manifest) -> Iterator[str]:
+    """Who else used the machine, as far as was seen: a sentence each."""
+    for when, seen in (("before", manifest.before), ("after", manifest.after)):
+        if seen and seen.other_processes:
+            yield f"{seen.other_processes} other compute process(es) were on the card {when} the run."
+    threads = manifest.environment.threads if manifest.environment else None
+    load = manifest.before.load_1m if manifest.before else None
+    if threads and load is not None and load > threads / 4:
+        yield f"The machine was busy when the run began, load {load:.1f} on {threads} threads: run it again when idle."
 
 
 def usual(records: Iterable[Record | None]) -> Timer | None:

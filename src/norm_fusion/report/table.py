@@ -16,7 +16,7 @@ from rich.text import Text
 
 from norm_fusion.records import Environment, Manifest, Status
 from norm_fusion.report.answer import answer
-from norm_fusion.report.rows import Row, cases, duration, rate
+from norm_fusion.report.rows import Row, cases, company, duration, rate
 from norm_fusion.spec import BASELINE, ROOF
 
 NOTHING = "-"
@@ -60,7 +60,7 @@ def show(console: Console, manifest: Manifest, rows: Sequence[Row]) -> None:
         console.print()
         console.print(table)
     console.print()
-    for note in notes(rows):
+    for note in [*notes(rows), *company(manifest)]:
         console.print(f"- {note}", soft_wrap=True, highlight=False, markup=False)
     if manifest.state == "interrupted":
         console.print("- Interrupted: what was measured until then is shown and kept.", style="yellow")
