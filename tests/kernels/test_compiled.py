@@ -29,10 +29,12 @@ OTHER_GPUS = [
 BARE = [Job(op, cols, dtype, vectors=False) for op in OPS for cols in SOME_WIDTHS for dtype in ("bf16", "fp32")]
 EACH_KERNEL = [Job(op, cols, "fp16") for op in OPS for cols in (128, 2560, 65536, 131072)]
 
-# Rows of 65,536 in 16 bits fill every register of 1,024 threads: the most bytes of stack a thread takes, measured over
-# both dtypes and the GPUs below, by Triton's version.
+# Rows this wide fill the registers, and what little spills was measured to cost less than more warps or a second
+# reading: the most bytes of stack a thread takes, over all dtypes and GPUs below, by Triton's version.
 KNOWN_SPILLS = {
-    ("rms_norm", 65536): {"3.6": 24, "3.7": 24, "3.9": 232},
+    32768: {"3.6": 48, "3.7": 48, "3.9": 224},
+    65536: {"3.6": 24, "3.7": 24, "3.9": 232},
+    131072: {"3.6": 16, "3.7": 8, "3.9": 0},
 }
 
 Compile = Callable[[Job], dict[str, str]]
@@ -93,7 +95,7 @@ def spilled(answer: dict[str, str]) -> int:
 @pytest.mark.parametrize("job", EVERY_LAUNCH + OTHER_GPUS, ids=str)
 def test_registers_do_not_spill(job: Job, compiled: Compile) -> None:
     answer = compiled(job)
-    known = KNOWN_SPILLS.get((job.op, job.cols), {}) if job.launched.lean else {}
+    known = KNOWN_SPILLS.get(job.cols, {})
     stack, allowed = spilled(answer), known.get(answer["triton"][:3], max(known.values(), default=0))
     assert stack <= allowed, f"{job.launched} spills {stack} bytes with Triton {answer['triton']}"
 
@@ -149,13 +151,15 @@ def test_row_offsets_are_64_bit(job: Job, compiled: Compile) -> None:
 
 @pytest.mark.parametrize("job", [Job(op, 2**31 - 1, dtype) for op in OPS for dtype in ("fp16", "fp32")], ids=str)
 def test_the_widest_row_ends(job: Job, compiled: Compile) -> None:
-    """A 32-bit loop counter that steps past 2^31 - 1 wraps, and the loop never ends."""
-    loops = re.findall(r"scf\.for \S+ = %c(\d+)_i32\S* to %c(\d+)_i32\S* step %c(\d+)_i32", compiled(job)["ttir"])
+    """A 32-bit counter that steps past 2^31 - 1, or a block's first column past it, wraps: a loop without end."""
+    ttir = compiled(job)["ttir"]
+    loops = re.findall(r"scf\.for \S+ = %c0_i32\S* to %c(\d+)_i32\S* step %c(\d+)_i32", ttir)
     assert len(loops) == 2
-    for first, end, step in loops:
-        trips = -(-(int(end) - int(first)) // int(step))
-        last = int(first) + trips * int(step)
-        assert last < 2**31, f"range({first}, {end}, {step}) steps to {last}"
+    for end, step in loops:
+        trips = -(-int(end) // int(step))
+        assert trips * int(step) < 2**31, f"range(0, {end}, {step}) steps to {trips * int(step)}"
+        for factor in re.findall(r"= arith\.muli \S+, %c(\d+)_i32\S* : i32$", ttir, re.MULTILINE):
+            assert (trips - 1) * int(factor) < 2**31, f"block {trips - 1} begins at {(trips - 1) * int(factor)}"
 
 
 @pytest.mark.parametrize("job", EACH_KERNEL, ids=str)

@@ -102,7 +102,8 @@ def layer_norm_wide(
     row = tl.program_id(0).to(tl.int64)
     x_row = x_ptr + row * x_stride * VEC
     y_row = y_ptr + row * y_stride * VEC
-    lane = tl.arange(0, BODY)
+    BLOCKS: tl.constexpr = (COLS + BODY - 1) // BODY
+    lane = tl.arange(0, BODY).to(tl.int64) if BLOCKS * BODY > 2147483647 else tl.arange(0, BODY)
 
     mean = tl.zeros((BODY,), tl.float32)
     square_sum = tl.zeros((BODY,), tl.float32)
@@ -125,12 +126,10 @@ def layer_norm_wide(
     apart = mean - row_mean
     rstd = tl.rsqrt(tl.sum(square_sum + count * apart * apart, axis=0) / COLS + eps)
 
-    LAST: tl.constexpr = (COLS - 1) // BODY * BODY
-    for back in range(0, COLS, BODY):
-        col = LAST - back + lane
+    for back in range(0, BLOCKS):
+        col = (BLOCKS - 1 - back) * BODY + lane
         mask = col < COLS
-        x = tl.load(x_row + col, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
-        y = (x - row_mean) * rstd
+        y = (tl.load(x_row + col, mask=mask, other=0.0).to(tl.float32) - row_mean) * rstd
         if HAS_WEIGHT:
             y *= tl.load(w_ptr + col, mask=mask, other=0.0).to(tl.float32)
         if HAS_BIAS:

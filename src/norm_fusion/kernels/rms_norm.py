@@ -58,7 +58,9 @@ def rms_norm_rows(
     in_tail = tail_col < COLS
     tail_mask = live & in_tail
 
-    x = tl.load(x_row + col, mask=mask, other=0.0, eviction_policy="evict_first")
+    # The hint costs two registers, which a lean row does not have.
+    ONCE: tl.constexpr = "" if LEAN else "evict_first"
+    x = tl.load(x_row + col, mask=mask, other=0.0, eviction_policy=ONCE)
     if TAIL:
         tail = tl.load(x_row + tail_col, mask=tail_mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
     if HAS_WEIGHT and not LEAN:
@@ -103,20 +105,21 @@ def rms_norm_wide(
     row = tl.program_id(0).to(tl.int64)
     x_row = x_ptr + row * x_stride * VEC
     y_row = y_ptr + row * y_stride * VEC
-    lane = tl.arange(0, BODY)
+    # Counted in blocks, and in 64 bits where the last block ends past 2^31: a 32-bit column would wrap around.
+    BLOCKS: tl.constexpr = (COLS + BODY - 1) // BODY
+    lane = tl.arange(0, BODY).to(tl.int64) if BLOCKS * BODY > 2147483647 else tl.arange(0, BODY)
 
     square_sum = tl.zeros((BODY,), tl.float32)
-    for start in range(0, COLS, BODY):
-        col = start + lane
+    for block in range(0, BLOCKS):
+        col = block * BODY + lane
         x = tl.load(x_row + col, mask=col < COLS, other=0.0).to(tl.float32)
         square_sum += x * x
     rstd = tl.rsqrt(tl.sum(square_sum, axis=0) / COLS + eps)
 
-    LAST: tl.constexpr = (COLS - 1) // BODY * BODY
-    for back in range(0, COLS, BODY):
-        col = LAST - back + lane
+    for back in range(0, BLOCKS):
+        col = (BLOCKS - 1 - back) * BODY + lane
         mask = col < COLS
-        y = tl.load(x_row + col, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32) * rstd
+        y = tl.load(x_row + col, mask=mask, other=0.0).to(tl.float32) * rstd
         if HAS_WEIGHT:
             y *= tl.load(w_ptr + col, mask=mask, other=0.0).to(tl.float32)
         tl.store(y_row + col, y.to(y_ptr.dtype.element_ty), mask=mask, cache_modifier=".cs")
