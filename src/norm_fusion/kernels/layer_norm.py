@@ -126,7 +126,7 @@ def layer_norm_wide(
     apart = mean - row_mean
     rstd = tl.rsqrt(tl.sum(square_sum + count * apart * apart, axis=0) / COLS + eps)
 
-    for back in range(0, BLOCKS):
+    for back in range(BLOCKS):
         col = (BLOCKS - 1 - back) * BODY + lane
         mask = col < COLS
         y = (tl.load(x_row + col, mask=mask, other=0.0).to(tl.float32) - row_mean) * rstd

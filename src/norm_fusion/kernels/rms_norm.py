@@ -110,13 +110,13 @@ def rms_norm_wide(
     lane = tl.arange(0, BODY).to(tl.int64) if BLOCKS * BODY > 2147483647 else tl.arange(0, BODY)
 
     square_sum = tl.zeros((BODY,), tl.float32)
-    for block in range(0, BLOCKS):
+    for block in range(BLOCKS):
         col = block * BODY + lane
         x = tl.load(x_row + col, mask=col < COLS, other=0.0).to(tl.float32)
         square_sum += x * x
     rstd = tl.rsqrt(tl.sum(square_sum, axis=0) / COLS + eps)
 
-    for back in range(0, BLOCKS):
+    for back in range(BLOCKS):
         col = (BLOCKS - 1 - back) * BODY + lane
         mask = col < COLS
         y = tl.load(x_row + col, mask=mask, other=0.0).to(tl.float32) * rstd
