@@ -337,3 +337,9 @@ def test_force_after_a_compiling_triton_is_an_error(late: str) -> None:
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("RuntimeError: ") and "TRITON_INTERPRET=1 before importing triton" in last, done.stderr
+
+
+def test_a_row_too_long_for_its_counter_is_refused() -> None:
+    x = torch.empty(1, device="meta").expand(1, 2**31)
+    with pytest.raises(ValueError, match="a row has at most 2,147,483,647 elements"):
+        ops.rms_norm(x, (2**31,), None, 1e-6)

@@ -21,6 +21,7 @@ from norm_fusion.kernels.launch import pick_layer_norm, pick_rms_norm
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 FORCE_TRITON = "NORM_FUSION_FORCE_TRITON"
+MAX_COLS = 2**31 - 1  # columns are counted in 32 bits
 _HERE = nullcontext()
 
 
@@ -89,6 +90,8 @@ def _check(name: str, x: Tensor, shape: tuple[int, ...], **vectors: Tensor | Non
             f"normalized_shape is {list(shape)}, input has shape {list(x.shape)}: "
             "it must be one or more of input's trailing dimensions"
         )
+    if math.prod(shape) > MAX_COLS:
+        raise ValueError(f"normalized_shape is {list(shape)}: a row has at most {MAX_COLS:,} elements")
     for label, vector in vectors.items():
         if vector is None:
             continue

@@ -32,9 +32,10 @@ EACH_KERNEL = [Job(op, cols, "fp16") for op in OPS for cols in (128, 2560, 65536
 # Rows this wide fill the registers, and what little spills was measured to cost less than more warps or a second
 # reading: the most bytes of stack a thread takes, over all dtypes and GPUs below, by Triton's version.
 KNOWN_SPILLS = {
-    32768: {"3.6": 48, "3.7": 48, "3.9": 224},
-    65536: {"3.6": 24, "3.7": 24, "3.9": 232},
-    131072: {"3.6": 16, "3.7": 8, "3.9": 0},
+    ("rms_norm", 32768): {"3.6": 48, "3.7": 48, "3.9": 224},
+    ("rms_norm", 65536): {"3.6": 24, "3.7": 24, "3.9": 232},
+    ("rms_norm", 131072): {"3.6": 16, "3.7": 8, "3.9": 0},
+    ("layer_norm", 131072): {"3.6": 16, "3.7": 8, "3.9": 0},
 }
 
 Compile = Callable[[Job], dict[str, str]]
@@ -95,7 +96,7 @@ def spilled(answer: dict[str, str]) -> int:
 @pytest.mark.parametrize("job", EVERY_LAUNCH + OTHER_GPUS, ids=str)
 def test_registers_do_not_spill(job: Job, compiled: Compile) -> None:
     answer = compiled(job)
-    known = KNOWN_SPILLS.get(job.cols, {})
+    known = KNOWN_SPILLS.get((job.op, job.cols), {})
     stack, allowed = spilled(answer), known.get(answer["triton"][:3], max(known.values(), default=0))
     assert stack <= allowed, f"{job.launched} spills {stack} bytes with Triton {answer['triton']}"
 
