@@ -35,11 +35,17 @@ def _answer_of(op: Op, rows: Sequence[Row]) -> str:
                     over[case] = ratio
     baseline = f"{BASELINE} ({BASELINE_OF[op]})"
     if over_fastest:
-        first = f"{_ratio(over_baseline)} the speed of {baseline} and " if over_baseline else ""
-        said = f"Fused {LABEL[op]} runs at {first}{_ratio(over_fastest)} that of the fastest correct PyTorch."
+        ratios = [over_baseline, over_fastest] if over_baseline else [over_fastest]
+        first = (
+            f"{_mean(over_baseline)} the speed of {baseline} and {_mean(over_fastest)} that of" if over_baseline else ""
+        )
+        said = f"Fused {LABEL[op]} runs at {first or f'{_mean(over_fastest)} the speed of'} the fastest correct PyTorch"
+        said += f"{_spread(ratios)}."
     elif torch_gain:
         said = f"{LABEL[op]}: {_why_untimed(rows)}; "
-        said += f"the fastest correct PyTorch runs at {_ratio(torch_gain)} the speed of {baseline}."
+        said += (
+            f"the fastest correct PyTorch runs at {_mean(torch_gain)} the speed of {baseline}{_spread([torch_gain])}."
+        )
     else:
         said = f"{LABEL[op]}: {_why_untimed(rows)}, and no PyTorch to compare with was timed."
     return said + _wrong(rows)
@@ -61,13 +67,17 @@ def _wrong(rows: Sequence[Row]) -> str:
     return f" Wrong, and left out: {', '.join(wrong)}." if wrong else ""
 
 
-def _ratio(by_case: Mapping[str, float]) -> str:
-    """`5.90x`, or the geometric mean with the worst case by name."""
-    if len(by_case) == 1:
-        return f"{next(iter(by_case.values())):.2f}x"
-    worst = min(by_case, key=lambda case: by_case[case])
-    mean = geometric_mean(list(by_case.values()))
-    return f"{mean:.2f}x (geometric mean of {len(by_case)}, worst {by_case[worst]:.2f}x at {_shape(worst)})"
+def _mean(by_case: Mapping[str, float]) -> str:
+    return f"{geometric_mean(list(by_case.values())):.2f}x"
+
+
+def _spread(ratios: Sequence[Mapping[str, float]]) -> str:
+    """What a mean over several cases hides: how many there are, and the worst of each by name."""
+    if all(len(by_case) == 1 for by_case in ratios):
+        return ""
+    worst = [min(by_case, key=by_case.__getitem__) for by_case in ratios]
+    named = [f"worst {by_case[case]:.2f}x at {_shape(case)}" for by_case, case in zip(ratios, worst, strict=True)]
+    return f" (geometric mean of {max(map(len, ratios))} cases; {' and '.join(named)})"
 
 
 def _shape(case: str) -> str:
