@@ -48,6 +48,11 @@ def test_help_teaches() -> None:
         (["--shape", "2147483647x2147483647"], "TiB for its input alone"),
         (["--shape", "4096*8192"], "shape '4096*8192' is not ROWSxCOLS: write it like 4096x8192"),
         (["--rows", "8"], "--rows is given without --cols"),
+        (["--rows", "abc", "--cols", "8"], "--rows 'abc' is not a whole number: write it like --rows 4096"),
+        (["--shape", "9" * 5000 + "x1"], "is not ROWSxCOLS: write it like 4096x8192"),
+        (["--bogus"], "No such option: --bogus"),
+        (["extra"], "see benchmark-norms --help"),
+        (["--device", "cuda:²"], "device 'cuda:²' is unknown"),
         (["--device", "tpu"], "device 'tpu' is unknown: choose auto, cpu, cuda or cuda:N"),
         (["--run-id", "../up"], "run id '../up' must be"),
         (["--op", "rmsnorm", "--backend", "triton-fused-layernorm"], "does not implement rmsnorm"),
@@ -122,6 +127,33 @@ def test_the_run_can_be_shown_again_and_is_not_overwritten(
     again = call(BENCHMARK, *SMALL, "--run-id", "small", "--output", str(folder))
     assert again.returncode == 2
     assert "exists" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run"], "Missing argument"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["show", "x" * 5000], "there is no run"),
+        (["report", "small", "--page", "/nonexistent/page.html"], "No such file or directory"),
+    ],
+)
+def test_the_labs_bad_input_is_one_line_too(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], words: list[str], says: str
+) -> None:
+    output = ["--output", str(finished[0])] if words[0] in ("show", "report") else []
+    done = call(LAB, *words, *output)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_without_records_says_so(finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "manifest.json").write_text((finished[0] / "small" / "manifest.json").read_text())
+    done = call(LAB, "show", "bare", "--output", str(tmp_path))
+    assert (done.returncode, done.stderr) == (2, "norm-fusion show: run 'bare' has no records\n")
 
 
 def test_a_page_is_made_of_it(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

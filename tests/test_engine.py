@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from norm_fusion import engine
-from norm_fusion.records import Conditions, Environment, Manifest, Measurement, Record, Series, Status
+from norm_fusion.records import Conditions, Environment, Manifest, Measurement, Record, Samples, Series, Status
 from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import Case, Shard, SpecError
 
@@ -25,13 +25,16 @@ FAKE = """
 import json, os, sys, time
 shard = json.load(sys.stdin)
 def send(**event): print(json.dumps(event), flush=True)
-send(event="environment", environment={environment}, conditions={{"at": "now"}}, total=3)
+environment = {environment}
+{elsewhere}
+send(event="environment", environment=environment, conditions={{"at": "now"}}, total=3)
 for case in shard["cases"]:
     send(event="progress", case=case, what="time")
     if case == "rmsnorm-2x8-float32":
         {misdeed}
     send(event="case", case=case, measurements=[{measurement} | {{"case": case}}])
 send(event="done", conditions={{"at": "now"}}, interrupted=False)
+{last}
 """
 
 
@@ -41,11 +44,15 @@ class Silent:
     def measured(self, records: list[Record]) -> None: ...
 
 
-def fake(monkeypatch: pytest.MonkeyPatch, misdeed: str) -> None:
+def fake(monkeypatch: pytest.MonkeyPatch, misdeed: str = "pass", elsewhere: str = "", last: str = "") -> None:
     series = Series(timer="wall", cache="cold", blocks=[[1.0]], positions=[0])
     measurement = Measurement(case="", profile="torch-eager", status=Status.OK, series=[series])
     text = FAKE.format(
-        environment=ENVIRONMENT.model_dump(), measurement=measurement.model_dump(mode="json"), misdeed=misdeed
+        environment=ENVIRONMENT.model_dump(),
+        measurement=measurement.model_dump(mode="json"),
+        misdeed=misdeed,
+        elsewhere=elsewhere,
+        last=last,
     )
     monkeypatch.setattr(engine, "WORKER", [sys.executable, "-c", text])
 
@@ -69,7 +76,7 @@ def run(folder: Path) -> tuple[engine.Outcome, RunStore]:
 
 
 def test_records_and_manifest_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(monkeypatch, "pass")
+    fake(monkeypatch)
     outcome, store = run(tmp_path)
     assert outcome.exit_code == 0
     assert {record.case for record in store.records()} == {case.name for case in CASES}
@@ -100,6 +107,52 @@ def test_a_worker_that_dies_costs_the_case_it_was_on(
     assert reason in str(by_case[CASES[1].name].reason)
     assert outcome.exit_code == 1
     assert store.manifest().state == "finished"
+
+
+def test_a_worker_that_crashes_after_its_last_case_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch, last="os.kill(os.getpid(), 11)")
+    outcome, store = run(tmp_path)
+    assert outcome.exit_code == 0
+    assert len(list(store.records())) == 3
+    assert store.manifest().state == "finished"
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "reason"),
+    [
+        ("environment['device_name'] = 'other card'", "another device or other software"),
+        ("send(event='refused', message='the card is gone'); sys.exit(2)", "refused to go on (the card is gone)"),
+    ],
+    ids=["elsewhere", "refused"],
+)
+def test_a_successor_that_is_not_where_the_run_began_measures_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: str, reason: str
+) -> None:
+    fake(monkeypatch, misdeed="sys.exit(3)", elsewhere=f"if len(shard['cases']) < 3:\n    {elsewhere}")
+    outcome, store = run(tmp_path)
+    by_case = {record.case: record for record in store.records()}
+    assert [by_case[case.name].status for case in CASES] == [Status.OK, Status.FAILED, Status.FAILED]
+    assert reason in str(by_case[CASES[2].name].reason)
+    assert store.manifest().state == "finished"
+    assert outcome.exit_code == 1
+
+
+def test_a_full_disk_shows_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(monkeypatch)
+    write = RunStore.write
+
+    def full(store: RunStore, record: Record, samples: Samples | None) -> Record:
+        if record.case == CASES[2].name:
+            raise OSError(28, "No space left on device")
+        return write(store, record, samples)
+
+    monkeypatch.setattr(RunStore, "write", full)
+    outcome, _ = run(tmp_path)
+    assert outcome.problem == "the run could not be kept to its end: No space left on device"
+    assert [record.case for record in outcome.records] == [case.name for case in CASES[:2]]
+    assert outcome.exit_code == 1
 
 
 def test_a_worker_that_cannot_start_is_one_error_and_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,12 +65,26 @@ _lab = typer.Typer(
 
 def benchmark_norms() -> None:
     """Entry point of `benchmark-norms`."""
-    _bench(prog_name="benchmark-norms")
+    _enter(_bench, "benchmark-norms")
 
 
 def norm_fusion() -> None:
     """Entry point of `norm-fusion`."""
-    _lab(prog_name="norm-fusion")
+    _enter(_lab, "norm-fusion")
+
+
+def _enter(app: typer.Typer, name: str) -> NoReturn:
+    """Run a command; what the user got wrong is one line on stderr and exit code 2."""
+    # The parser's own errors: typer exports only their leaf.
+    usage_error: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    try:
+        sys.exit(app(prog_name=name, standalone_mode=False) or 0)
+    except usage_error as error:
+        message: str = error.format_message()  # type: ignore[attr-defined]
+        typer.echo(message if "Usage:" in message else f"{name}: {message.rstrip('.')}; see {name} --help", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
 
 
 def _print_version(value: bool) -> None:
@@ -89,9 +104,9 @@ def _benchmark(
         list[str] | None,
         typer.Option("--op", metavar="OP", help=f"{', '.join(Op)} or all; repeatable.  [default: all]"),
     ] = None,
-    rows: Annotated[list[int] | None, typer.Option("--rows", metavar="N", help="Number of rows; repeatable.")] = None,
+    rows: Annotated[list[str] | None, typer.Option("--rows", metavar="N", help="Number of rows; repeatable.")] = None,
     cols: Annotated[
-        list[int] | None, typer.Option("--cols", metavar="N", help="Number of columns (hidden size); repeatable.")
+        list[str] | None, typer.Option("--cols", metavar="N", help="Number of columns (hidden size); repeatable.")
     ] = None,
     shape: Annotated[
         list[str] | None,
@@ -213,7 +228,10 @@ def _show(run: RunArgument, output: OutputOption = Path("runs"), json: JsonOptio
     with _usage("norm-fusion show"):
         store = RunStore.open(run, output)
         manifest = store.manifest()
-        _print(manifest, in_order(store.records(), manifest), json)
+        records = in_order(store.records(), manifest)
+        if not records:
+            raise SpecError(f"run {run!r} has no records")
+        _print(manifest, records, json)
 
 
 @_lab.command("report")
@@ -251,7 +269,9 @@ def _measure(
     quick: bool,
 ) -> NoReturn:
     """Run, print, and exit with the run's code."""
+    import os
     import random
+    import shutil
 
     from rich.console import Console
 
@@ -284,8 +304,16 @@ def _measure(
     with Watch(console) as watch:
         outcome = engine.run(shard, manifest, lambda: store.RunStore.create(output, run_id), watch)
     assert outcome.manifest is not None
+    if not outcome.kept:
+        console.print("interrupted before anything was measured: nothing was kept")
+        raise typer.Exit(outcome.exit_code)
     _print(outcome.manifest, store.in_order(outcome.records, outcome.manifest), json)
-    console.print(f"kept in {output / run_id}; page: norm-fusion report {run_id}", soft_wrap=True, highlight=False)
+    if outcome.problem is not None:
+        console.print(f"{outcome.problem}; what is shown was measured", style="red", soft_wrap=True, highlight=False)
+    if outcome.kept:
+        command = "norm-fusion" if shutil.which("norm-fusion") else f"{os.path.relpath(sys.executable)} -m norm_fusion"
+        kept = output / run_id
+        console.print(f"kept in {kept}; a page of it: {command} report {kept}", soft_wrap=True, highlight=False)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -314,14 +342,21 @@ def _ops(names: list[str] | None) -> tuple[Op, ...]:
     return tuple(dict.fromkeys(chosen))
 
 
+def _count(option: str, text: str) -> int:
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()) is None:
+        raise SpecError(f"{option} {text[:40]!r} is not a whole number: write it like {option} 4096")
+    return int(text)
+
+
 def _cases(
-    ops: tuple[Op, ...], rows: list[int], cols: list[int], shapes: list[str], dtypes: list[str]
+    ops: tuple[Op, ...], rows: list[str], cols: list[str], shapes: list[str], dtypes: list[str]
 ) -> tuple[Case, ...]:
     """Every combination asked for; the seed's four cases where no shape is given."""
     if bool(rows) != bool(cols):
         given, missing = ("--rows", "--cols") if rows else ("--cols", "--rows")
         raise SpecError(f"{given} is given without {missing}: give both, or --shape ROWSxCOLS")
-    sizes = [(r, c) for r in rows for c in cols] + [parse_shape(text) for text in shapes]
+    sizes = [(_count("--rows", r), _count("--cols", c)) for r in rows for c in cols]
+    sizes += [parse_shape(text) for text in shapes]
     if sizes:
         made = [Case(op, r, c, dtype) for op in ops for r, c in sizes for dtype in dtypes or ["float16"]]
     else:
@@ -335,16 +370,19 @@ def _cases(
 
 
 def _check_device(name: str) -> None:
-    kind, colon, index = name.partition(":")
-    if name not in ("auto", "cpu", "cuda") and not (kind == "cuda" and colon and index.isdigit()):
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", name) is None:
         raise SpecError(f"device {name!r} is unknown: choose {DEVICES}")
 
 
 @contextmanager
 def _usage(command: str) -> Iterator[None]:
-    """Turns an error of the user's into one line on stderr and exit code 2."""
+    """Turns an error of the user's, or of a file that the user named, into one line on stderr and exit code 2."""
     try:
         yield
     except SpecError as error:
         typer.echo(f"{command}: {error}", err=True)
-        raise typer.Exit(2) from None
+    except OSError as error:
+        typer.echo(f"{command}: {error.filename or 'a file'}: {error.strerror}", err=True)
+    else:
+        return
+    raise typer.Exit(2)

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from norm_fusion import backends
 from norm_fusion.records import Conditions, Environment, Manifest, Measurement, Record, Status
 from norm_fusion.runs.derive import records_of
-from norm_fusion.runs.store import RunStore, now
+from norm_fusion.runs.store import RunStore, StoreError, now
 from norm_fusion.spec import Case, Shard, SpecError
 
 # After a request to stop, a worker may still be inside a compiler: it gets this long before it is killed.
@@ -42,13 +43,17 @@ class Outcome:
     records: list[Record] = field(default_factory=list)
     manifest: Manifest | None = None
     interrupted: int | None = None  # the signal that ended it early
+    kept: bool = False  # is there a folder?
+    problem: str | None = None  # why it could not be kept to the end
 
     @property
     def exit_code(self) -> int:
-        """0: all rows ok or unavailable; 1: a row is wrong or failed; 128 + signal: interrupted."""
+        """0: all rows ok or unavailable; 1: a row is wrong or failed, or not kept; 128 + signal: interrupted."""
         if self.interrupted is not None:
             return 128 + self.interrupted
-        return int(any(record.status in (Status.WRONG, Status.FAILED) for record in self.records))
+        return int(
+            self.problem is not None or any(record.status in (Status.WRONG, Status.FAILED) for record in self.records)
+        )
 
 
 def run(shard: Shard, manifest: Manifest, create: Callable[[], RunStore], listener: Listener) -> Outcome:
@@ -63,6 +68,10 @@ def run(shard: Shard, manifest: Manifest, create: Callable[[], RunStore], listen
     return session.outcome
 
 
+class _Fault(Exception):
+    """What a worker said that ends it."""
+
+
 class _Session:
     """One run in progress: the worker at work, the store, and the cases still to do."""
 
@@ -73,22 +82,33 @@ class _Session:
         self.worker: subprocess.Popen[bytes] | None = None
         self.at: str | None = None  # the case that the worker is on
         self.fault: str | None = None  # what the worker did wrong, where its exit code does not tell
+        self.refusal: str | None = None  # why there is nothing to run here at all
 
     def measure(self) -> None:
-        remaining = list(self.shard.cases)
+        try:
+            self._measure(list(self.shard.cases))
+            self._finish()
+        except OSError as error:  # a full disk, say: what is in memory is still shown
+            self.outcome.problem = f"the run could not be kept to its end: {error.strerror or error}"
+        self.outcome.manifest = self.manifest
+
+    def _measure(self, remaining: list[Case]) -> None:
+        """Run workers until every case has records; each that dies costs one case."""
         while remaining and self.outcome.interrupted is None:
             self.at = self.fault = None
             code, log = self._run_worker(replace(self.shard, cases=tuple(remaining)))
             done = {record.case for record in self.outcome.records}
             remaining = [case for case in remaining if case.name not in done]
-            if (code == 0 and self.fault is None) or self.outcome.interrupted is not None:
-                break
+            if not remaining or (code == 0 and self.fault is None) or self.outcome.interrupted is not None:
+                return
+            if self.refusal is not None:
+                raise SpecError(self.refusal)
             if self.store is None:
                 raise SpecError(f"the measuring process {self._fate(code)} before it could say where it runs:\n{log}")
+            # Between two cases nobody is to blame: the next one is given up all the same, so that this ends.
             lost = next((case for case in remaining if case.name == self.at), remaining[0])
-            self._keep_lost(lost, code)
+            self._keep_lost(lost, f"{self._fate(code)} {'on' if lost.name == self.at else 'before'} this case")
             remaining.remove(lost)
-        self._finish()
 
     def stop(self, number: int) -> None:
         """First signal: end after the current round and keep what is there. Second: at once."""
@@ -118,11 +138,14 @@ class _Session:
             pass  # it died before it read its shard: its exit code says so below
         for line in worker.stdout:
             try:
-                self._take(line)
-            except SpecError:
-                raise
-            except (KeyError, ValueError):
+                self._take(json.loads(line))
+            except _Fault as fault:
+                self.fault = str(fault)
+            except (KeyError, ValueError) as error:
+                if isinstance(error, StoreError):
+                    raise
                 self.fault = "sent a message that is not of its protocol"
+            if self.fault is not None:
                 worker.kill()
                 break
         code = worker.wait()
@@ -131,14 +154,10 @@ class _Session:
             self.store.append_log(printed.text)
         return code, printed.text.strip()[-2000:]
 
-    def _take(self, line: bytes) -> None:
-        event = json.loads(line)
-        match event.get("event"):
-            case "environment" if self.store is None:
-                environment = Environment.model_validate(event["environment"])
-                self.store = self.create()
-                self._update(environment=environment, before=Conditions.model_validate(event["conditions"]))
-                self.listener.started(environment, event["total"])
+    def _take(self, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "environment":
+                self._begin(Environment.model_validate(event["environment"]), event)
             case "progress":
                 self.at = event["case"]
                 self.listener.step(event["case"], event["what"])
@@ -146,10 +165,22 @@ class _Session:
                 self._keep(Case.parse(event["case"]), [Measurement.model_validate(m) for m in event["measurements"]])
             case "done":
                 self._update(after=Conditions.model_validate(event["conditions"]))
-            case "environment":  # a successor's: the same machine, already known
-                pass
             case "refused":
-                raise SpecError(event["message"])
+                if self.store is None:
+                    self.refusal = str(event["message"])
+                raise _Fault(f"refused to go on ({event['message']})")
+
+    def _begin(self, environment: Environment, event: dict[str, Any]) -> None:
+        """The first worker says where the run takes place; its successors must be there too."""
+        if self.store is None:
+            self.store = self.create()
+            self.outcome.kept = True
+            where = "cpu" if environment.device == "cpu" else f"cuda:{environment.device_index}"
+            self.shard = replace(self.shard, device=where)
+            self._update(environment=environment, before=Conditions.model_validate(event["conditions"]))
+            self.listener.started(environment, event["total"])
+        elif environment != self.manifest.environment:
+            raise _Fault("found another device or other software than the run began on")
 
     def _keep(self, case: Case, measurements: list[Measurement]) -> None:
         assert self.store is not None
@@ -160,11 +191,9 @@ class _Session:
         self.outcome.records += kept
         self.listener.measured(kept)
 
-    def _keep_lost(self, case: Case, code: int) -> None:
+    def _keep_lost(self, case: Case, fate: str) -> None:
         """A case whose worker died: a failed record for each of its profiles."""
-        from norm_fusion import backends
-
-        reason = f"the measuring process {self._fate(code)} on this case; see worker.log"
+        reason = f"the measuring process {fate}; see worker.log"
         lost = [
             Measurement(case=case.name, profile=name, status=Status.FAILED, reason=reason)
             for name in self.shard.profiles
@@ -183,7 +212,6 @@ class _Session:
     def _finish(self) -> None:
         state = "interrupted" if self.outcome.interrupted is not None else "finished"
         self._update(state=state, finished_at=now())
-        self.outcome.manifest = self.manifest
 
     def _update(self, **changes: Any) -> None:
         self.manifest = self.manifest.model_copy(update=changes)

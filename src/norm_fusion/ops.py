@@ -83,6 +83,8 @@ def _layer_norm(cols: int, itemsize: int, vec: int, has_weight: bool, has_bias: 
 
 def _check(name: str, x: Tensor, shape: tuple[int, ...], **vectors: Tensor | None) -> None:
     """Refuse what the operator cannot do, naming the argument, what was seen and what is allowed."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input is a {type(x).__name__}: {name} takes a torch.Tensor")
     if x.dtype not in DTYPES:
         raise TypeError(f"input is {x.dtype}: {name} takes {', '.join(str(d) for d in DTYPES)}")
     if not shape or x.shape[-len(shape) :] != shape:

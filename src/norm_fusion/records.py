@@ -154,11 +154,11 @@ class Manifest(_Stored):
     seed: int
     started_at: str
     finished_at: str | None = None
-    state: Literal["running", "finished", "interrupted", "failed"] = "running"
+    state: Literal["running", "finished", "interrupted"] = "running"
     environment: Environment | None = None
     before: Conditions | None = None
     after: Conditions | None = None
-    notes: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)  # what went wrong with the run itself
 
 
 class Series(_Stored):

@@ -38,8 +38,8 @@ UNIT_ROUNDOFF: Mapping[str, float] = {"float16": 2.0**-11, "bfloat16": 2.0**-8, 
 MAX_DIM = 2**31 - 1
 MAX_INPUT_BYTES = 2**40
 
-_CASE_NAME = re.compile(r"(?P<op>[a-z]+)-(?P<rows>\d+)x(?P<cols>\d+)-(?P<dtype>[a-z]+\d+)")
-_SHAPE = re.compile(r"(\d+)x(\d+)")
+_CASE_NAME = re.compile(r"(?P<op>[a-z]+)-(?P<rows>[0-9]{1,18})x(?P<cols>[0-9]{1,18})-(?P<dtype>[a-z]+\d+)")
+_SHAPE = re.compile(r"([0-9]{1,18})x([0-9]{1,18})")
 
 
 class SpecError(ValueError):
@@ -50,7 +50,7 @@ def parse_shape(text: str) -> tuple[int, int]:
     """`"4096x8192"` -> `(4096, 8192)`; anything else raises SpecError."""
     match = _SHAPE.fullmatch(text.strip())
     if match is None:
-        raise SpecError(f"shape {text!r} is not ROWSxCOLS: write it like 4096x8192")
+        raise SpecError(f"shape {text[:40]!r} is not ROWSxCOLS: write it like 4096x8192")
     return int(match[1]), int(match[2])
 
 
@@ -147,20 +147,15 @@ ROOF = "copy"
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure. `rounds` x `block` samples a series; every number has its place in the protocol."""
+    """How long to measure: at least `rounds` rounds, filled up to whole balanced squares, of `block` samples each."""
 
     rounds: int
     block: int
     warmup_s: float
     settle_s: float
 
-    @property
-    def samples(self) -> int:
-        return self.rounds * self.block
 
-
-# n >= 200 on a GPU, n >= 50 on a CPU (protocol step 10). Rounds are multiples of 10 so that five, six or seven
-# contestants come within one round of a whole number of balanced squares.
+# n >= 200 on a GPU, n >= 50 on a CPU (protocol step 10).
 EFFORTS: Mapping[tuple[str, bool], Effort] = {
     ("cuda", False): Effort(rounds=40, block=10, warmup_s=0.2, settle_s=2.0),
     ("cuda", True): Effort(rounds=20, block=10, warmup_s=0.2, settle_s=0.5),

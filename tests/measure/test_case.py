@@ -39,6 +39,7 @@ class Sabotage:
     honest: Callable[[torch.Tensor], torch.Tensor]
     calls: int = 0
     kept: list[torch.Tensor] = field(default_factory=list)
+    known: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def skips_rows(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.empty_like(x)
@@ -49,6 +50,11 @@ class Sabotage:
         if not self.kept:
             self.kept.append(self.honest(x))
         return self.kept[0]
+
+    def remembers_by_address(self, x: torch.Tensor) -> torch.Tensor:
+        if x.data_ptr() not in self.known:
+            self.known[x.data_ptr()] = self.honest(x)
+        return self.known[x.data_ptr()]
 
     def changes_its_input(self, x: torch.Tensor) -> torch.Tensor:
         y = self.honest(x)
@@ -87,7 +93,7 @@ def test_a_case_gives_every_contestant_and_the_roof_the_same_number_of_samples()
         assert m.status is Status.OK
         (series,) = m.series
         assert (series.timer, series.cache) == ("wall", "cold")
-        assert [len(block) for block in series.blocks] == [3] * 5
+        assert [len(block) for block in series.blocks] == [3] * 6, "five rounds, filled up to a whole balanced square"
         assert series.rotation == 2
 
 
@@ -112,7 +118,8 @@ def test_triton_on_a_cpu_is_checked_and_has_no_latency() -> None:
     ("name", "says"),
     [
         ("skips_rows", "before timing"),
-        ("caches", "a timed call"),
+        ("caches", "above the tolerance"),
+        ("remembers_by_address", "after timing"),
         ("changes_its_input", "changed its input"),
         ("returns_float64", "expected torch.float32"),
         ("turns_lazy", "above the tolerance"),

@@ -39,6 +39,15 @@ def bench(*contestants: Contestant, sets: int = 3, **changes: object) -> Bench:
     return Bench(list(contestants), inputs, **settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("n", range(2, 9))
+@pytest.mark.parametrize("rounds", [1, 10, 40])
+def test_a_series_has_whole_squares(n: int, rounds: int) -> None:
+    orders = bench(*[Contestant(str(i), torch.clone) for i in range(n)])._orders(n, rounds)
+    assert rounds <= len(orders) < rounds + 2 * n
+    follows = Counter(pair for order in orders for pair in pairwise(order))
+    assert len(set(follows.values())) == 1
+
+
 def test_every_sample_is_kept_in_rounds() -> None:
     a, b = Contestant("a", torch.clone), Contestant("b", torch.clone)
     bench(a, b).wall()

@@ -90,6 +90,33 @@ def test_a_cpu_run_claims_nothing_for_triton(cpu: RunStore) -> None:
     assert "right*" in printed(cpu, 100)
 
 
+def test_what_would_steer_the_terminal_is_dropped(gpu: RunStore) -> None:
+    from norm_fusion.report.table import notes
+
+    rows = changed(rows_of(gpu), "torch-eager", status=Status.FAILED, reason="\x1b[31mred\x07")
+    assert not any(ord(c) < 32 for note in notes(rows) for c in note)
+
+
+def test_the_noise_of_the_series_that_is_quoted_is_said(gpu: RunStore) -> None:
+    from norm_fusion.report.table import notes
+
+    rows = rows_of(gpu)
+    loud = [
+        replace(row, series=dict(row.series) | {"graph": row.series["graph"].model_copy(update={"noise": "rerun"})})
+        if row.profile == "triton-fused-layernorm"
+        else row
+        for row in rows
+    ]
+    assert any("triton-fused-layernorm at layernorm-4096x4096-float32 (graph)" in note for note in notes(loud))
+
+
+def test_one_pytorch_alone_is_compared_with_nothing(gpu: RunStore) -> None:
+    rows = [row for row in rows_of(gpu) if row.profile in ("torch-native", "copy") and row.any.op == "layernorm"]
+    said = answer(rows)
+    assert "torch-native has nothing to be compared with" in said
+    assert "1.00x" not in said
+
+
 def test_without_a_baseline_the_answer_says_what_there_is(gpu: RunStore) -> None:
     rows = [row for row in rows_of(gpu) if row.profile.startswith("triton-")]
     assert "no PyTorch to compare with was timed" in answer(rows)

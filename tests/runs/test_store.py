@@ -72,7 +72,9 @@ def test_a_run_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"run_id": "a"}', "\x00\xff"], ids=["empty", "cut", "list", "fields", "bytes"]
+    "text",
+    ["", "{", "[]", '{"run_id": "a"}', "\x00\xff", '{"schema_version": "x"}'],
+    ids=["empty", "cut", "list", "fields", "bytes", "schema"],
 )
 def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     store = RunStore.create(tmp_path, "a")

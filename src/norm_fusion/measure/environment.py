@@ -61,6 +61,8 @@ def lock(device: torch.device) -> FileLock | None:
         held.acquire(timeout=0)
     except Timeout:
         raise Refused(f"{device} is being measured by another run ({held.lock_file}): wait until it ends") from None
+    except OSError as error:
+        raise Refused(f"cannot lock {device} with {held.lock_file}: {error.strerror}; remove that file") from None
     return held
 
 
@@ -190,7 +192,7 @@ def _commit() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": None if status is None else bool(status)}
+    return {"commit": commit, "dirty": None if commit is None or status is None else bool(status)}
 
 
 def _cpu_name() -> str:

@@ -15,7 +15,7 @@ import gc
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -162,7 +162,7 @@ class Bench:
         """Kernel intervals of each call, traced by CUPTI through torch.profiler while the graphs replay."""
         ring = self._captured()
         rounds = max(10, -(-DEVICE_SAMPLES // self.calls_per_replay))
-        order = list(self._orders(len(ring), rounds))
+        order = self._orders(len(ring), rounds)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
             torch.cuda.synchronize()
             for places in order:
@@ -257,11 +257,12 @@ class Bench:
                 settled=self.settled,
                 rotation=len(self.inputs),
             )
-        verified = [self.rng.randrange(self.effort.rounds) for _ in ring]
+        orders = self._orders(len(ring), self.effort.rounds)
+        verified = [self.rng.randrange(len(orders)) for _ in ring]
         gc.collect()
         gc.disable()
         try:
-            for r, places in enumerate(self._orders(len(ring), self.effort.rounds)):
+            for r, places in enumerate(orders):
                 self._check_stop()
                 for position, place in enumerate(places):
                     contestant = ring[place]
@@ -274,11 +275,14 @@ class Bench:
         finally:
             gc.enable()
 
-    def _orders(self, n: int, rounds: int) -> Iterator[list[int]]:
-        square = williams(n)
-        self.rng.shuffle(square)
-        for r in range(rounds):
-            yield square[r % len(square)]
+    def _orders(self, n: int, rounds: int) -> list[list[int]]:
+        """At least so many rounds, and whole squares: each contestant follows each other equally often."""
+        orders: list[list[int]] = []
+        while len(orders) < rounds:
+            square = williams(n)
+            self.rng.shuffle(square)
+            orders += square
+        return orders
 
     def _check_stop(self) -> None:
         if self.stop():

@@ -34,6 +34,7 @@ def _answer_of(op: Op, rows: Sequence[Row]) -> str:
                 if (ratio := _speedup(mine, baseline)) is not None:
                     over[case] = ratio
     baseline = f"{BASELINE} ({BASELINE_OF[op]})"
+    competitors = {row.profile for row in rows if row.profile.startswith("torch-") and row.ratio}
     if over_fastest:
         ratios = [over_baseline, over_fastest] if over_baseline else [over_fastest]
         first = (
@@ -41,10 +42,14 @@ def _answer_of(op: Op, rows: Sequence[Row]) -> str:
         )
         said = f"Fused {LABEL[op]} runs at {first or f'{_mean(over_fastest)} the speed of'} the fastest correct PyTorch"
         said += f"{_spread(ratios)}."
-    elif torch_gain:
+    elif torch_gain and len(competitors) > 1:
         said = f"{LABEL[op]}: {_why_untimed(rows)}; "
         said += (
             f"the fastest correct PyTorch runs at {_mean(torch_gain)} the speed of {baseline}{_spread([torch_gain])}."
+        )
+    elif competitors:
+        said = (
+            f"{LABEL[op]}: {_why_untimed(rows)}, so {', '.join(sorted(competitors))} has nothing to be compared with."
         )
     else:
         said = f"{LABEL[op]}: {_why_untimed(rows)}, and no PyTorch to compare with was timed."
@@ -57,9 +62,11 @@ def _speedup(row: Row, baseline: str) -> float | None:
 
 def _why_untimed(rows: Sequence[Row]) -> str:
     statuses = {row.status for row in rows if row.profile.startswith("triton-")}
-    if Status.CHECKED in statuses:
+    if statuses == {Status.CHECKED}:
         return "the fused kernel is right, and a CPU cannot time it"
-    return "the fused kernel was not part of this" if not statuses else "the fused kernel gave no speedup here"
+    if not statuses:
+        return "the fused kernel was not asked for"
+    return "the fused kernel was timed" if statuses == {Status.OK} else "the fused kernel has no speedup here"
 
 
 def _wrong(rows: Sequence[Row]) -> str:

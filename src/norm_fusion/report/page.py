@@ -28,6 +28,7 @@ from norm_fusion.records import Manifest, Record, Status, Timer
 from norm_fusion.report.answer import answer
 from norm_fusion.report.panels import CONFIG, PANELS, Panel, colour
 from norm_fusion.report.rows import (
+    ABOVE_ROOF,
     Row,
     baseline_of,
     case_title,
@@ -36,6 +37,7 @@ from norm_fusion.report.rows import (
     duration,
     fastest_torch,
     join,
+    noisy_series,
     rate,
     times,
     usual,
@@ -335,8 +337,12 @@ def _limits(manifest: Manifest, rows: Sequence[Row], timers: Timers) -> Iterator
         yield f"Not measured: {'; '.join(case_title(name) for name in lacking)}."
     if manifest.quick:
         yield "It was a quick run: half the samples of a full one."
-    if noisy := [row for row in ok if row.latency and row.latency.noise == "rerun"]:
-        yield f"Too noisy for a precise claim (p95/p50 above {metrics.WARN_UP_TO}), rerun: {_named(noisy)}."
+    if noisy := [row for row in ok if noisy_series(row)]:
+        series = sorted({timer for row in noisy for timer in noisy_series(row)})
+        yield (
+            f"Too noisy for a precise claim (p95/p50 above {metrics.WARN_UP_TO} in the series {' or '.join(series)}), "
+            f"rerun: {_named(noisy)}."
+        )
     if unsettled := [row for row in ok if any(r.settled is False for r in row.series.values())]:
         yield f"Warm-up did not settle within 1% before the time was up: {_named(unsettled)}."
     if fell := [row for row in ok if row.latency and row.latency.timer != timers.latency]:
@@ -345,7 +351,7 @@ def _limits(manifest: Manifest, rows: Sequence[Row], timers: Timers) -> Iterator
         yield f"Marked †, rates and speedups are from another series than {timers.ratio}: {_named(fell)}."
     for note, those in _notes(rows):
         yield f"{_named(those)}: {_sentence(note)}"
-    if above := [row for row in ok if row.ratio and (row.ratio.roof_share or 0) > 1.02]:
+    if above := [row for row in ok if row.ratio and (row.ratio.roof_share or 0) > ABOVE_ROOF]:
         yield f"Above the measured copy, which is then no roof, or the inputs were not cold: {_named(above)}."
     if odd := [row for row in measured if row.status not in (Status.OK, Status.CHECKED)]:
         names = (f"{row.profile} at {case_title(row.case)} ({row.status})" for row in odd)

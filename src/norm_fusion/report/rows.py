@@ -13,6 +13,9 @@ from norm_fusion.spec import BASELINE_OF, Case, Op, SpecError
 LATENCY: tuple[Timer, ...] = ("device", "graph", "wall")
 RATIO: tuple[Timer, ...] = ("graph", "wall")
 
+# Share of the copy above which a figure is doubted: the copy's own spread between runs is 2%.
+ABOVE_ROOF = 1.02
+
 
 @dataclass(frozen=True)
 class Row:
@@ -80,6 +83,12 @@ def fastest_torch(rows: Sequence[Row]) -> Row | None:
         if timed:
             return min(timed, key=lambda pair: pair[0])[1]
     return None
+
+
+def noisy_series(row: Row) -> list[Timer]:
+    """The series that the row's figures are quoted from and that are too noisy for a precise claim."""
+    quoted = {record.timer: record for record in (row.latency, row.ratio) if record is not None}
+    return [timer for timer, record in quoted.items() if record.noise == "rerun"]
 
 
 def company(manifest: Manifest) -> Iterator[str]:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from norm_fusion.records import Environment, Manifest, Status
 from norm_fusion.report.answer import answer
-from norm_fusion.report.rows import Row, cases, company, duration, rate
+from norm_fusion.report.rows import ABOVE_ROOF, Row, cases, company, duration, noisy_series, rate
 from norm_fusion.spec import BASELINE, ROOF
 
 NOTHING = "-"
@@ -91,11 +91,19 @@ def notes(rows: Sequence[Row]) -> list[str]:
             said[f"{row.profile} at {row.case}: {note}"] = None
     if any(row.status is Status.CHECKED for row in rows):
         said["* right in Triton's interpreter, on a sample of the rows; a CPU says nothing of its latency"] = None
-    timed = [row.latency for row in rows if row.latency is not None]
-    noisy = sum(record.noise == "rerun" for record in timed)
+    noisy = [f"{row.profile} at {row.case} ({', '.join(timers)})" for row in rows if (timers := noisy_series(row))]
     if noisy:
-        said[f"{noisy} of {len(timed)} rows are noisy (p95/p50 above 1.15): rerun before a precise claim"] = None
-    return list(said)
+        listed = "; ".join(noisy[:4]) + (f"; and {len(noisy) - 4} more" if len(noisy) > 4 else "")
+        said[f"noisy (p95/p50 above 1.15), rerun before a precise claim: {listed}"] = None
+    above = [f"{row.profile} at {row.case}" for row in rows if row.ratio and (row.ratio.roof_share or 0) > ABOVE_ROOF]
+    if above:
+        said[f"faster than the copy, which is then no roof, or not cold, or not honest: {'; '.join(above)}"] = None
+    return [_printable(text) for text in said]
+
+
+def _printable(text: str) -> str:
+    """Records are data: what would steer the terminal is dropped."""
+    return "".join(c for c in text if c.isprintable())
 
 
 def _tables(rows: Sequence[Row], width: int) -> Iterator[Table]:
@@ -145,7 +153,8 @@ def _groups(rows: Sequence[Row]) -> list[Group]:
     return [
         Group("Time of a call, cold cache", (("p50", _p50), ("p95", _p95), ("p95/p50", _noise), *eager)),
         Group(
-            f"Speedup over PyTorch ({', '.join(_short(name) for name in baselines)}), effective GB/s",
+            (f"Speedup over PyTorch ({', '.join(_short(name) for name in baselines)}), " if baselines else "")
+            + "effective GB/s",
             (*over, ("GB/s", _gbps), ("of copy", _share)),
         ),
         Group(

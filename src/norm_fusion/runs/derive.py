@@ -54,7 +54,9 @@ def records_of(
 def _correct(measurement: Measurement) -> bool | None:
     if measurement.profile == ROOF or (measurement.max_rel_error is None and measurement.status is not Status.WRONG):
         return None
-    return measurement.status in (Status.OK, Status.CHECKED)
+    if measurement.status in (Status.FAILED, Status.UNAVAILABLE):
+        return None
+    return measurement.status is not Status.WRONG
 
 
 def _figures(case: Case, mine: Measurement, series: Series, everyone: Sequence[Measurement]) -> dict[str, object]:

@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -72,12 +73,13 @@ class RunStore:
     @classmethod
     def open(cls, run: str, parent: Path) -> RunStore:
         """The run of that id below `parent`, or of that folder."""
-        for path in (Path(run), parent / run):
-            if (path / "manifest.json").is_file():
-                return cls(path)
+        with suppress(OSError):  # a name that no file can have is the name of no run
+            for path in (Path(run), parent / run):
+                if (path / "manifest.json").is_file():
+                    return cls(path)
         known = sorted(p.parent.name for p in parent.glob("*/manifest.json"))
         listing = f"{parent} holds {', '.join(known[-8:])}" if known else f"{parent} holds no runs yet"
-        raise StoreError(f"there is no run {run!r}: {listing}")
+        raise StoreError(f"there is no run {run[:120]!r}: {listing}")
 
     def append_log(self, text: str) -> None:
         """Add what a worker printed to worker.log."""
@@ -142,8 +144,9 @@ def _json(model: BaseModel) -> bytes:
 def _read(path: Path, model: type[M]) -> M:
     try:
         data = json.loads(path.read_bytes())
-        if isinstance(data, dict) and data.get("schema_version", 0) > SCHEMA:
-            raise StoreError(f"{path} has schema {data['schema_version']}, this version reads up to {SCHEMA}: update")
+        schema = data.get("schema_version") if isinstance(data, dict) else None
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise StoreError(f"{path} has schema {schema}, this version reads up to {SCHEMA}: update")
         return model.model_validate(data)
     except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} is not a readable {model.__name__.lower()}: {str(error).splitlines()[0]}") from None

@@ -29,9 +29,9 @@ def load(name: str) -> Suite:
     if path is None:
         raise SpecError(f"there is no suite {name!r}: choose from {', '.join(names())}, or give a .toml file")
     try:
-        data = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path}: {error}") from None
+        data = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} is not TOML: {error}") from None
     return _suite(path, data)
 
 
