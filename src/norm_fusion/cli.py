@@ -205,16 +205,20 @@ def _run(
 
 @_lab.command("suites")
 def _suites() -> None:
-    """List the suites, their cases and their optional parts."""
+    """List the suites: the question, the cases, the optional parts and the profiles."""
     from norm_fusion.runs import suites
 
     for name in suites.names():
         suite = suites.load(name)
-        typer.echo(f"{name}: {suite.question}")
-        typer.echo(f"  cases     {', '.join(case.name for case in suite.cases)}")
-        typer.echo(f"  profiles  {', '.join(suite.profiles)}")
+        typer.echo(f"{name}: {suite.question}\n")
+        typer.echo(f"  {suite.project}, {suite.focus}. {' '.join(suite.why.split())}\n")
+        for case in suite.cases:
+            typer.echo(f"  {case.name}")
         for option, cases in suite.options.items():
-            typer.echo(f"  --include-{option}  {', '.join(case.name for case in cases)}")
+            typer.echo(f"  --include-{option}: {', '.join(case.name for case in cases)}")
+        typer.echo("")
+        for profile in backends.select(suite.profiles, {case.op for case in suite.cases}):
+            typer.echo(f"  {profile:24}{backends.BY_NAME[profile].summary}")
 
 
 RunArgument = Annotated[str, typer.Argument(help="A run's id, or its folder.")]
