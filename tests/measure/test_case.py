@@ -61,6 +61,13 @@ class Sabotage:
         x[0, 0] += 1
         return y
 
+    def spoils_its_input_later(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        y = self.honest(x)
+        if self.calls == 6:  # the second of the timed calls' warm-up: after the checks before timing
+            x[0, 0] += 1
+        return y
+
     def returns_float64(self, x: torch.Tensor) -> torch.Tensor:
         return self.honest(x).double()
 
@@ -131,6 +138,14 @@ def test_sabotage_is_wrong_and_costs_its_own_row(contestant: Callable[[str], Non
     assert measured["torch-native"].status is Status.WRONG
     assert says in str(measured["torch-native"].reason)
     assert measured["torch-eager"].status is Status.OK
+
+
+@pytest.mark.parametrize("cache_bytes", [1, 2**16], ids=["one-set", "several-sets"])
+def test_an_input_spoiled_during_timing_spoils_the_case(contestant: Callable[[str], None], cache_bytes: int) -> None:
+    contestant("spoils_its_input_later")
+    measured = run(cache_bytes=cache_bytes)
+    assert {m.status for m in measured.values()} == {Status.WRONG}
+    assert "an input was changed during timing" in str(measured["torch-eager"].reason)
 
 
 def test_a_contestant_that_raises_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
