@@ -79,6 +79,11 @@ def test_cuda_without_cuda_says_how_to_run_on_the_cpu(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_without_the_labs_libraries_the_extra_is_named() -> None:
+    done = call(f"import sys; sys.modules['typer'] = None; {BENCHMARK}")
+    assert (done.returncode, done.stderr) == (2, "the commands need typer: pip install 'norm-fusion[bench,report]'\n")
+
+
 def test_an_unknown_include_names_what_the_suite_has(tmp_path: Path) -> None:
     done = call(LAB, "run", "normalization-fusion", "--include-everything", "--output", str(tmp_path))
     assert done.returncode == 2

@@ -9,7 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
-import typer
+try:
+    import typer
+except ModuleNotFoundError as missing:
+    sys.stderr.write(f"the commands need {missing.name}: pip install 'norm-fusion[bench,report]'\n")
+    raise SystemExit(2) from None
 
 from norm_fusion import __version__, backends
 from norm_fusion.spec import DEFAULT_CASES, ITEMSIZE, Case, Op, SpecError, parse_shape
