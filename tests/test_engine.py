@@ -94,8 +94,10 @@ def test_records_and_manifest_are_kept(tmp_path: Path, monkeypatch: pytest.Monke
         ("sys.exit(3)", "ended with exit code 3"),
         ("print('rubbish', flush=True)", "sent a message that is not of its protocol"),
         ("send(event='case', case='rmsnorm-2x8-float32', measurements=[{'a': 1}])", "not of its protocol"),
+        ("print('3', flush=True)", "not of its protocol"),
+        ("send(event='case', case=5, measurements=[])", "not of its protocol"),
     ],
-    ids=["segfault", "killed", "exit", "rubbish", "wrong-fields"],
+    ids=["segfault", "killed", "exit", "rubbish", "wrong-fields", "no-object", "wrong-type"],
 )
 def test_a_worker_that_dies_costs_the_case_it_was_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, misdeed: str, reason: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -277,7 +278,6 @@ def _measure(
     quick: bool,
 ) -> NoReturn:
     """Run, print, and exit with the run's code."""
-    import os
     import random
     import shutil
 
@@ -313,15 +313,14 @@ def _measure(
         outcome = engine.run(shard, manifest, lambda: store.RunStore.create(output, run_id), watch)
     assert outcome.manifest is not None
     if not outcome.kept:
-        console.print("interrupted before anything was measured: nothing was kept")
+        console.print(outcome.problem or "interrupted before anything was measured: nothing was kept")
         raise typer.Exit(outcome.exit_code)
     _print(outcome.manifest, store.in_order(outcome.records, outcome.manifest), json)
     if outcome.problem is not None:
         console.print(f"{outcome.problem}; what is shown was measured", style="red", soft_wrap=True, highlight=False)
-    if outcome.kept:
-        command = "norm-fusion" if shutil.which("norm-fusion") else f"{os.path.relpath(sys.executable)} -m norm_fusion"
-        kept = output / run_id
-        console.print(f"kept in {kept}; a page of it: {command} report {kept}", soft_wrap=True, highlight=False)
+    command = "norm-fusion" if shutil.which("norm-fusion") else f"{os.path.relpath(sys.executable)} -m norm_fusion"
+    kept = output / run_id
+    console.print(f"kept in {kept}; a page of it: {command} report {kept}", soft_wrap=True, highlight=False)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -330,8 +329,6 @@ def _print(manifest: Manifest, records: list[Record], json: bool) -> None:
         rows = ",\n".join(record.model_dump_json(by_alias=True) for record in records)
         typer.echo(f"[\n{rows}\n]" if rows else "[]")
         return
-    import os
-
     from rich.console import Console
 
     from norm_fusion.report.rows import join

@@ -139,11 +139,11 @@ class _Session:
         for line in worker.stdout:
             try:
                 self._take(json.loads(line))
+            except StoreError:
+                raise
             except _Fault as fault:
                 self.fault = str(fault)
-            except (KeyError, ValueError) as error:
-                if isinstance(error, StoreError):
-                    raise
+            except (KeyError, TypeError, ValueError):
                 self.fault = "sent a message that is not of its protocol"
             if self.fault is not None:
                 worker.kill()

@@ -139,7 +139,7 @@ def _rows(x: Tensor, trailing: int) -> tuple[Tensor, int, int]:
         return x, cols, cols
     inner = _spacing(x.shape[leading:], x.stride()[leading:])
     outer = _spacing(x.shape[:leading], x.stride()[:leading])
-    if inner not in (None, 1) or inner is None or outer is None:
+    if inner != 1 or outer is None:
         return x.contiguous(), cols, cols
     return x, cols, outer
 

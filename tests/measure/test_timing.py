@@ -48,6 +48,10 @@ def test_a_series_has_whole_squares(n: int, rounds: int) -> None:
     assert len(set(follows.values())) == 1
 
 
+def test_an_empty_ring_has_no_rounds() -> None:
+    assert bench(Contestant("a", torch.clone))._orders(0, 10) == []
+
+
 def test_every_sample_is_kept_in_rounds() -> None:
     a, b = Contestant("a", torch.clone), Contestant("b", torch.clone)
     bench(a, b).wall()

@@ -3,7 +3,7 @@
 Traffic, the least there is: reads x and w once, writes y once; w (one row) stays in L2. No statistic is stored.
 Arithmetic is fp32 whatever the input; the only rounding to the input's dtype is the store of y.
 
-Three ways to hold a row, chosen by `launch.pick` from its width alone:
+Three ways to hold a row, chosen by `launch.pick_rms_norm` from its width alone:
 
 - a tile of whole rows in fp32 registers (`rms_norm_rows`): x is read once. The row is a power-of-two body and a
   power-of-two tail (5120 = 4096 + 1024), so that a width between two powers leaves few lanes idle. The weight is
@@ -15,9 +15,10 @@ Three ways to hold a row, chosen by `launch.pick` from its width alone:
   end of the row is what the caches still hold.
 
 x is read once and y is not read here, so both are marked to leave the caches first and w to stay: 2.22 against 2.39 us
-at 512x1024 fp16, 17.8 against 18.0 at 4096x4096. The operator that reads y next does not lose by it: residual add,
-norm and matmul in turn take 232 us against 236 at 4096x4096 bf16, 155 against 160 at 8192x4096 into 1,024, and the
-same within 0.7% at 64 to 2,048 rows.
+at 512x1024 fp16, 17.8 against 18.0 at 4096x4096, by graph replays. In a chain it depends on who wrote x. Residual add,
+norm and matmul in turn gain: 232 us against 236 at 4096x4096 bf16, 155 against 160 at 8192x4096 into 1,024. Norm and
+matmul alone, x coming from memory, lose: 222 against 217 at 4096x8192 into 2,048, 128 against 125 at 8192x4096 into
+1,024. At 64 to 2,048 rows both are the same within 0.7%.
 
 Row offsets are 64-bit: a tensor may hold more than 2^31 elements. Strides come in units of VEC elements, so that the
 compiler knows how far rows are aligned and uses accesses of up to 16 bytes. NaN and inf stay in their row, as no

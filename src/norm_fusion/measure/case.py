@@ -137,8 +137,7 @@ class CaseRun:
     def _prepare_roof(self) -> None:
         """The fastest of several copies is the roof; the search is short, its winner is timed with the others."""
         outcome = self.outcomes[ROOF]
-        out = [torch.empty_like(x) for x in self.inputs]
-        ring = [Contestant(name, launch) for name, launch in roof.candidates(out).items()]
+        ring = [Contestant(name, launch) for name, launch in roof.candidates(self.inputs).items()]
         best = ring[0]
         if len(ring) > 1:
             quick = Effort(rounds=3, block=3, warmup_s=0.0, settle_s=0.0)

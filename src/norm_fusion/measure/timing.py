@@ -278,7 +278,7 @@ class Bench:
     def _orders(self, n: int, rounds: int) -> list[list[int]]:
         """At least so many rounds, and whole squares: each contestant follows each other equally often."""
         orders: list[list[int]] = []
-        while len(orders) < rounds:
+        while n and len(orders) < rounds:
             square = williams(n)
             self.rng.shuffle(square)
             orders += square

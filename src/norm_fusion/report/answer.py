@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from norm_fusion.metrics import geometric_mean
 from norm_fusion.records import Status
-from norm_fusion.report.rows import Row, cases, fastest_torch, fused
+from norm_fusion.report.rows import OP_LABEL, Row, cases, fastest_torch, fused
 from norm_fusion.spec import BASELINE, BASELINE_OF, Op
-
-LABEL = {Op.RMSNORM: "RMSNorm", Op.LAYERNORM: "LayerNorm"}
 
 
 def answer(rows: Sequence[Row]) -> str:
@@ -34,25 +32,23 @@ def _answer_of(op: Op, rows: Sequence[Row]) -> str:
                 if (ratio := _speedup(mine, baseline)) is not None:
                     over[case] = ratio
     baseline = f"{BASELINE} ({BASELINE_OF[op]})"
-    competitors = {row.profile for row in rows if row.profile.startswith("torch-") and row.ratio}
-    if over_fastest:
-        ratios = [over_baseline, over_fastest] if over_baseline else [over_fastest]
-        first = (
-            f"{_mean(over_baseline)} the speed of {baseline} and {_mean(over_fastest)} that of" if over_baseline else ""
-        )
-        said = f"Fused {LABEL[op]} runs at {first or f'{_mean(over_fastest)} the speed of'} the fastest correct PyTorch"
-        said += f"{_spread(ratios)}."
-    elif torch_gain and len(competitors) > 1:
-        said = f"{LABEL[op]}: {_why_untimed(rows)}; "
-        said += (
-            f"the fastest correct PyTorch runs at {_mean(torch_gain)} the speed of {baseline}{_spread([torch_gain])}."
-        )
-    elif competitors:
+    label, why = OP_LABEL[op], _why_untimed(rows)
+    competitors = sorted({row.profile for row in rows if row.profile.startswith("torch-") and row.ratio})
+    if over_baseline and over_fastest:
         said = (
-            f"{LABEL[op]}: {_why_untimed(rows)}, so {', '.join(sorted(competitors))} has nothing to be compared with."
+            f"Fused {label} runs at {_mean(over_baseline)} the speed of {baseline} and {_mean(over_fastest)} that of "
         )
+        said += f"the fastest correct PyTorch{_spread([over_baseline, over_fastest])}."
+    elif over_fastest:
+        said = f"Fused {label} runs at {_mean(over_fastest)} the speed of the fastest correct PyTorch"
+        said += f"{_spread([over_fastest])}."
+    elif torch_gain and len(competitors) > 1:
+        said = f"{label}: {why}; the fastest correct PyTorch runs at {_mean(torch_gain)} the speed of {baseline}"
+        said += f"{_spread([torch_gain])}."
+    elif competitors:
+        said = f"{label}: {why}, so {', '.join(competitors)} has nothing to be compared with."
     else:
-        said = f"{LABEL[op]}: {_why_untimed(rows)}, and no PyTorch to compare with was timed."
+        said = f"{label}: {why}, and no PyTorch to compare with was timed."
     return said + _wrong(rows)
 
 

@@ -6,7 +6,6 @@ page's own policy allows no script but the one written here and no request at al
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from base64 import b64encode
@@ -28,22 +27,24 @@ from norm_fusion.records import Manifest, Record, Status, Timer
 from norm_fusion.report.answer import answer
 from norm_fusion.report.panels import CONFIG, PANELS, Panel, colour
 from norm_fusion.report.rows import (
-    ABOVE_ROOF,
     Row,
+    above_roof,
     baseline_of,
+    baselines,
     case_title,
     cases,
     company,
     duration,
     fastest_torch,
+    fused,
     join,
     noisy_series,
     rate,
     times,
     usual,
 )
-from norm_fusion.runs.store import RunStore, in_order
-from norm_fusion.spec import BASELINE, ROOF, Case, Op, SpecError
+from norm_fusion.runs.store import RunStore, in_order, write_whole
+from norm_fusion.spec import ROOF, Case, Op, SpecError
 
 STATIC_PX = 400  # width of a plot, its names and figures excepted, that a reader without JavaScript sees
 
@@ -100,9 +101,7 @@ def write(store: RunStore, path: Path) -> Path:
     """The page of a stored run, written to `path` whole or not at all."""
     manifest = store.manifest()
     page = render(manifest, join(in_order(store.records(), manifest)))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, page.encode())
     return path
 
 
@@ -111,7 +110,7 @@ def render(manifest: Manifest, rows: Sequence[Row]) -> str:
     script = Markup(_script())
     shown = [_figure(i, panel, rows) for i, panel in enumerate(PANELS)]
     timers = Timers(usual(row.latency for row in rows), usual(row.ratio for row in rows))
-    baselines = _baselines(rows)
+    compared = baselines(rows)
     return _template().render(
         policy=f"default-src 'none'; script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'; "
         "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'",
@@ -125,9 +124,9 @@ def render(manifest: Manifest, rows: Sequence[Row]) -> str:
         took=_took(manifest),
         command=shlex.join(manifest.command),
         glance=list(_glance(rows, timers)),
-        baselines=[name.removeprefix("torch-") for name in baselines],
+        baselines=[name.removeprefix("torch-") for name in compared],
         groups=[
-            (case_title(case), _bytes(case), [_entry(row, group, baselines, timers) for row in _roof_last(group)])
+            (case_title(case), _bytes(case), [_entry(row, group, compared, timers) for row in _roof_last(group)])
             for case, group in cases(rows).items()
         ],
         timers=timers,
@@ -172,17 +171,11 @@ def _figure(i: int, panel: Panel, rows: Sequence[Row]) -> dict[str, Any]:
     return {"id": f"plot-{i}", "panel": panel, "spec": spec, "svg": Markup(svg)}
 
 
-def _baselines(rows: Sequence[Row]) -> list[str]:
-    """The profiles that something was compared with, in the rows' order."""
-    compared = {name for row in rows if row.ratio for name in row.ratio.speedup} - {BASELINE}
-    return [name for name in dict.fromkeys(row.profile for row in rows) if name in compared]
-
-
 def _roof_last(group: Sequence[Row]) -> list[Row]:
     return sorted(group, key=lambda row: row.profile == ROOF)
 
 
-def _entry(row: Row, group: Sequence[Row], baselines: Sequence[str], timers: Timers) -> Entry:
+def _entry(row: Row, group: Sequence[Row], compared: Sequence[str], timers: Timers) -> Entry:
     r = row.any
     best = fastest_torch(group)
     tags = ["baseline"] if row.profile == baseline_of(r.op) else []
@@ -192,7 +185,7 @@ def _entry(row: Row, group: Sequence[Row], baselines: Sequence[str], timers: Tim
     figures = [
         *_latency(row, timers),
         *_rates(row, timers),
-        *(_speedup(row, group, name, timers) for name in baselines),
+        *(_speedup(row, group, name, timers) for name in compared),
     ]
     return Entry(row, tags, figures, _errors(r), "the roof" if row.profile == ROOF else "correct")
 
@@ -259,20 +252,26 @@ def _errors(r: Record) -> list[Cell]:
 def _glance(rows: Sequence[Row], timers: Timers) -> Iterator[dict[str, Any]]:
     """One line a case for who has a minute: the fused kernel, the copy, the two baselines, noise. Timed cases only."""
     for case, group in cases(rows).items():
-        fused = next((row for row in group if row.profile.startswith("triton-") and row.status is Status.OK), None)
-        if fused is None or fused.ratio is None or fused.latency is None or fused.latency.p50_ms is None:
+        mine = fused(group)
+        if (
+            mine is None
+            or mine.status is not Status.OK
+            or mine.ratio is None
+            or mine.latency is None
+            or mine.latency.p50_ms is None
+        ):
             continue
-        best, baseline = fastest_torch(group), baseline_of(fused.any.op)
-        involved = [fused, *(row for row in group if row.profile in (baseline, best and best.profile))]
+        best, baseline = fastest_torch(group), baseline_of(mine.any.op)
+        involved = [mine, *(row for row in group if row.profile in (baseline, best and best.profile))]
         loud = [row for row in involved if row.latency and row.latency.noise in ("warn", "rerun")]
         rerun = any(row.latency and row.latency.noise == "rerun" for row in loud)
         yield {
             "case": case_title(case),
-            "p50": _quoted(duration(fused.latency.p50_ms), fused.latency.timer, timers.latency),
-            "share": _rates(fused, timers)[1],
-            "baseline": _speedup(fused, group, baseline, timers) if baseline else Cell(why="no baseline is known"),
+            "p50": _quoted(duration(mine.latency.p50_ms), mine.latency.timer, timers.latency),
+            "share": _rates(mine, timers)[1],
+            "baseline": _speedup(mine, group, baseline, timers) if baseline else Cell(why="no baseline is known"),
             "baseline_name": baseline,
-            "fastest": _speedup(fused, group, best.profile, timers) if best else Cell(why="no correct PyTorch"),
+            "fastest": _speedup(mine, group, best.profile, timers) if best else Cell(why="no correct PyTorch"),
             "fastest_name": best.profile if best else "",
             "noise": Cell("rerun", mark="rerun") if rerun else Cell("warn", mark="warn") if loud else Cell("good"),
             "loud": ", ".join(dict.fromkeys(row.profile for row in loud)),
@@ -351,7 +350,7 @@ def _limits(manifest: Manifest, rows: Sequence[Row], timers: Timers) -> Iterator
         yield f"Marked †, rates and speedups are from another series than {timers.ratio}: {_named(fell)}."
     for note, those in _notes(rows):
         yield f"{_named(those)}: {_sentence(note)}"
-    if above := [row for row in ok if row.ratio and (row.ratio.roof_share or 0) > ABOVE_ROOF]:
+    if above := [row for row in ok if above_roof(row)]:
         yield f"Above the measured copy, which is then no roof, or the inputs were not cold: {_named(above)}."
     if odd := [row for row in measured if row.status not in (Status.OK, Status.CHECKED)]:
         names = (f"{row.profile} at {case_title(row.case)} ({row.status})" for row in odd)

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from norm_fusion.records import Manifest, Record, Status, Timer
-from norm_fusion.spec import BASELINE_OF, Case, Op, SpecError
+from norm_fusion.spec import BASELINE, BASELINE_OF, Case, Op, SpecError
 
 # Which series answers what, the best one first: on a CPU there is wall alone.
 LATENCY: tuple[Timer, ...] = ("device", "graph", "wall")
 RATIO: tuple[Timer, ...] = ("graph", "wall")
+
+OP_LABEL: Mapping[Op, str] = {Op.RMSNORM: "RMSNorm", Op.LAYERNORM: "LayerNorm"}
 
 # Share of the copy above which a figure is doubted: the copy's own spread between runs is 2%.
 ABOVE_ROOF = 1.02
@@ -85,6 +87,17 @@ def fastest_torch(rows: Sequence[Row]) -> Row | None:
     return None
 
 
+def baselines(rows: Sequence[Row]) -> list[str]:
+    """The profiles that some row has a speedup over, in the order of the rows."""
+    compared = {name for row in rows if row.ratio for name in row.ratio.speedup} - {BASELINE}
+    return [name for name in dict.fromkeys(row.profile for row in rows) if name in compared]
+
+
+def above_roof(row: Row) -> bool:
+    """Is the row faster than the copy of the same bytes, by more than copies differ?"""
+    return row.ratio is not None and (row.ratio.roof_share or 0) > ABOVE_ROOF
+
+
 def noisy_series(row: Row) -> list[Timer]:
     """The series that the row's figures are quoted from and that are too noisy for a precise claim."""
     quoted = {record.timer: record for record in (row.latency, row.ratio) if record is not None}
@@ -119,8 +132,7 @@ def case_title(name: str) -> str:
         case = Case.parse(name)
     except SpecError:
         return name
-    label = {Op.RMSNORM: "RMSNorm", Op.LAYERNORM: "LayerNorm"}[case.op]
-    return f"{label} {case.rows}x{case.cols} {case.dtype}"
+    return f"{OP_LABEL[case.op]} {case.rows}x{case.cols} {case.dtype}"
 
 
 def duration(ms: float) -> str:

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from norm_fusion.records import Environment, Manifest, Status
+from norm_fusion.metrics import WARN_UP_TO
+from norm_fusion.records import Environment, Manifest, Status, Timer
 from norm_fusion.report.answer import answer
-from norm_fusion.report.rows import ABOVE_ROOF, Row, cases, company, duration, noisy_series, rate
-from norm_fusion.spec import BASELINE, ROOF
+from norm_fusion.report.rows import Row, above_roof, baselines, cases, company, duration, noisy_series, rate
+from norm_fusion.spec import ROOF
 
 NOTHING = "-"
 GAP = 2  # a space of padding, and the box's own divider
@@ -94,8 +95,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
     noisy = [f"{row.profile} at {row.case} ({', '.join(timers)})" for row in rows if (timers := noisy_series(row))]
     if noisy:
         listed = "; ".join(noisy[:4]) + (f"; and {len(noisy) - 4} more" if len(noisy) > 4 else "")
-        said[f"noisy (p95/p50 above 1.15), rerun before a precise claim: {listed}"] = None
-    above = [f"{row.profile} at {row.case}" for row in rows if row.ratio and (row.ratio.roof_share or 0) > ABOVE_ROOF]
+        said[f"noisy (p95/p50 above {WARN_UP_TO}), rerun before a precise claim: {listed}"] = None
+    above = [f"{row.profile} at {row.case}" for row in rows if above_roof(row)]
     if above:
         said[f"faster than the copy, which is then no roof, or not cold, or not honest: {'; '.join(above)}"] = None
     return [_printable(text) for text in said]
@@ -146,14 +147,14 @@ def _table(groups: Sequence[Group], rows: Sequence[Row]) -> Table:
 
 
 def _groups(rows: Sequence[Row]) -> list[Group]:
-    baselines = _baselines(rows)
+    compared = baselines(rows)
     hosted = any(row.ms("host") is not None for row in rows)
     eager = (("host", _of("host")), ("wall", _of("wall"))) if hosted else ()
-    over = tuple((_short(name), _over(name)) for name in baselines)
+    over = tuple((_short(name), _over(name)) for name in compared)
     return [
         Group("Time of a call, cold cache", (("p50", _p50), ("p95", _p95), ("p95/p50", _noise), *eager)),
         Group(
-            (f"Speedup over PyTorch ({', '.join(_short(name) for name in baselines)}), " if baselines else "")
+            (f"Speedup over PyTorch ({', '.join(_short(name) for name in compared)}), " if compared else "")
             + "effective GB/s",
             (*over, ("GB/s", _gbps), ("of copy", _share)),
         ),
@@ -170,19 +171,13 @@ def _groups(rows: Sequence[Row]) -> list[Group]:
     ]
 
 
-def _baselines(rows: Sequence[Row]) -> list[str]:
-    """The profiles that some row has a speedup over, in the order of the rows."""
-    seen = {name for row in rows if row.ratio for name in row.ratio.speedup if name != BASELINE}
-    return [name for name in dict.fromkeys(row.profile for row in rows) if name in seen]
-
-
 def _short(profile: str) -> str:
     return profile.removeprefix("torch-").removeprefix("compile-")
 
 
 def _styled(head: str, text: str, row: Row) -> Text:
-    loud = head == "p95/p50" and row.latency is not None and row.latency.noise is not None
-    return Text(text, NOISE_STYLE[row.latency.noise] if loud and row.latency and row.latency.noise else "")
+    noise = row.latency.noise if head == "p95/p50" and row.latency else None
+    return Text(text, NOISE_STYLE[noise] if noise else "")
 
 
 def _p50(row: Row) -> str:
@@ -197,9 +192,9 @@ def _noise(row: Row) -> str:
     return f"{row.latency.noise_ratio:.2f}" if row.latency and row.latency.noise_ratio is not None else NOTHING
 
 
-def _of(timer: str) -> Cell:
+def _of(timer: Timer) -> Cell:
     def cell(row: Row) -> str:
-        ms = row.ms("host") if timer == "host" else row.ms("wall")
+        ms = row.ms(timer)
         return NOTHING if ms is None else duration(ms)
 
     return cell

@@ -87,16 +87,16 @@ class RunStore:
             log.write(text)
 
     def write_manifest(self, manifest: Manifest) -> None:
-        _write(self.path / "manifest.json", _json(manifest))
+        write_whole(self.path / "manifest.json", _json(manifest))
 
     def write(self, record: Record, samples: Samples | None) -> Record:
         """Keep a record and its samples; returns the record as stored, which names and hashes its samples."""
         if samples is not None:
             data = gzip.compress(samples.model_dump_json().encode(), mtime=0)
             name = f"samples/{record.key}.json.gz"
-            _write(self.path / name, data)
+            write_whole(self.path / name, data)
             record = record.model_copy(update={"samples_file": name, "samples_sha256": sha256(data).hexdigest()})
-        _write(self.path / "records" / f"{record.key}.json", _json(record))
+        write_whole(self.path / "records" / f"{record.key}.json", _json(record))
         return record
 
     def manifest(self) -> Manifest:
@@ -152,7 +152,7 @@ def _read(path: Path, model: type[M]) -> M:
         raise StoreError(f"{path} is not a readable {model.__name__.lower()}: {str(error).splitlines()[0]}") from None
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write whole or not at all: a temporary neighbour, flushed to disk, renamed over the name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
