@@ -77,7 +77,7 @@ def _layer_norm(cols: int, itemsize: int, vec: int, has_weight: bool, has_bias: 
     launch = pick_layer_norm(cols, itemsize)
     if launch.wide:
         return Dispatch(kernels.layer_norm_wide, launch, (cols, vec, has_weight, has_bias, launch.body))
-    tile = (launch.block_rows, launch.body, launch.tail)
+    tile = (launch.block_rows, launch.body, launch.tail, launch.lean)
     return Dispatch(kernels.layer_norm_rows, launch, (cols, vec, has_weight, has_bias, *tile))
 
 

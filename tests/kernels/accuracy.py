@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
@@ -61,6 +61,19 @@ def draw(op: Op, rows: int, cols: int, dtype: torch.dtype, seed: int = 0, eps: f
     return Operands(
         op, x.to(dtype), normal(cols).to(dtype), normal(cols).to(dtype) if op is Op.LAYERNORM else None, eps
     )
+
+
+def far_from_zero(cols: int) -> Operands:
+    """LayerNorm of fp16 rows of integers about 2,000: E[x^2] - mean^2 in fp32 has two digits left."""
+    given = draw(Op.LAYERNORM, 3, cols, torch.float16)
+    x = torch.randn(3, cols, generator=torch.Generator().manual_seed(1)).round().clamp(-8, 8)
+    return replace(given, x=(2000 + x).half())
+
+
+def error_in_roundoffs(y: Tensor, given: Operands) -> float:
+    """Largest error of an element in unit roundoffs of |reference| + 1: not scaled by the row's distance from zero."""
+    expected = reference(given.op, given.x, given.weight, given.bias, given.eps)
+    return float(((y.double() - expected).abs() / (expected.abs() + 1)).max() / UNIT_ROUNDOFF[given.dtype])
 
 
 def errors(y: Tensor, given: Operands) -> Errors:

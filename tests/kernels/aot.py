@@ -69,12 +69,13 @@ class Job:
             "BODY": launch.body,
             "TAIL": launch.tail,
             "LEAN": launch.lean,
+            "PDL": self.cc >= 90,
         }
 
     @property
     def options(self) -> dict[str, Any]:
         cap = {} if self.launched.maxnreg is None else {"maxnreg": self.launched.maxnreg}
-        return {"num_warps": self.launched.num_warps, **cap}
+        return {"num_warps": self.launched.num_warps, "launch_pdl": self.cc >= 90, **cap}
 
     def to_dict(self) -> dict[str, Any]:
         fields = ("op", "kernel", "dtype", "cc", "aligned", "constexprs", "options")

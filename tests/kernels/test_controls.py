@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from accuracy import DTYPES, Operands, composition, draw, errors, run
+from accuracy import DTYPES, Operands, composition, draw, error_in_roundoffs, errors, far_from_zero, run
 from torch import Tensor
 
 from norm_fusion import kernels, ops
@@ -83,7 +83,7 @@ def mutant(name: str, old: str, new: str, directory: Path) -> ModuleType:
 
 # What goes wrong, the regular expression of the source that goes, and what comes in its place.
 MUTANTS = {
-    "eps dropped": (r"/ COLS \+ eps", "/ COLS"),
+    "eps dropped": (r" \+ eps\b", ""),
     "mean over a column too many": (r"/ COLS\b", "/ (COLS + 1)"),
     "last column left out": (r"< COLS", "< COLS - 1"),
     "weight not applied": (r"y \*= .*", "pass"),
@@ -116,6 +116,18 @@ def test_a_wrong_kernel_is_rejected(
     monkeypatch.setattr(ops, f"_{name}", getattr(ops, f"_{name}").__wrapped__)  # without its cache
     monkeypatch.setattr(kernels, name, mutant(name, *(MUTANTS | LAYER_NORM_MUTANTS)[what], tmp_path))
     assert not errors(run(given), given).ok
+
+
+@pytest.mark.parametrize("cols", [700, 4000])
+def test_a_variance_that_cancels_in_16_bit_rows_is_rejected(
+    cols: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = far_from_zero(cols)
+    assert error_in_roundoffs(run(given), given) < 4
+    monkeypatch.setattr(ops, "_layer_norm", ops._layer_norm.__wrapped__)
+    cancels = mutant("layer_norm", r"mean \* mean <= var", "mean == mean", tmp_path)
+    monkeypatch.setattr(kernels, "layer_norm", cancels)
+    assert not error_in_roundoffs(run(given), given) <= 4  # nan, where the variance came out negative
 
 
 @EACH_OP

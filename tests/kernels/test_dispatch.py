@@ -15,6 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
+from norm_fusion.kernels import dispatch
 from norm_fusion.kernels.dispatch import Dispatch
 from norm_fusion.kernels.launch import Launch
 from norm_fusion.kernels.rms_norm import rms_norm_rows
@@ -90,3 +91,27 @@ def test_every_row_has_its_program_the_first_time_and_later(facts: Callable[...,
         dispatch(pointers(torch.float16, (True, True, True)), (rows, 8, 8), 1e-5)
     assert kernel.compiles == 1
     assert kernel.grids == [(1, 1, 1), (1, 1, 1), (2, 1, 1), (2, 1, 1), (3, 1, 1)]
+
+
+@pytest.mark.parametrize("pdl", [False, True])
+def test_an_early_launch_and_the_wait_for_the_predecessor_go_together(
+    pdl: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one without the other reads what the predecessor has not written yet, or waits for nothing."""
+    launched: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+            def launch(*args: Any, **options: Any) -> Any:
+                launched.append((args, options))
+                return self
+
+            return launch
+
+    monkeypatch.setattr(dispatch, "launches_early", lambda device: pdl)
+    run = Dispatch(Recorder(), Launch(4, 64, 0, 4), CONSTANTS)
+    for _ in range(2):
+        run(pointers(torch.float16, (True, True, True)), (8, 8, 8), 1e-5)
+    (first, options), (second, _) = launched
+    assert options["launch_pdl"] is pdl
+    assert first[-1] is pdl and second[3:] == first[3:]

@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import DTYPES, Operands, composition, draw, errors, run
+from accuracy import DTYPES, Operands, composition, draw, error_in_roundoffs, errors, far_from_zero, run
 from hypothesis import strategies as st
 
 from norm_fusion.kernels.launch import pick_rms_norm
@@ -22,7 +22,32 @@ EACH_OP = pytest.mark.parametrize("op", tuple(Op))
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 # Several rows a program, a body, a body and a tail, LEAN, wide: the first and last of each, odd, one short, one over.
-COLS = (1, 2, 3, 16, 17, 127, 128, 129, 255, 512, 513, 1000, 4096, 5120, 5121, 8191, 16384, 16385, 20001, 65536, 65537)
+COLS = (
+    1,
+    2,
+    3,
+    16,
+    17,
+    127,
+    128,
+    129,
+    255,
+    512,
+    513,
+    1000,
+    2049,
+    4096,
+    5120,
+    5121,
+    6145,
+    8191,
+    16384,
+    16385,
+    20001,
+    24576,
+    65536,
+    65537,
+)
 
 
 def check(given: Operands) -> None:
@@ -83,6 +108,20 @@ def test_a_large_mean_neither_cancels_nor_leaks_from_idle_lanes(cols: int) -> No
     """E[x^2] - mean^2 has no digit left at a mean of 1e4; an idle lane that gets centred adds 1e8 to the squares."""
     given = draw(Op.LAYERNORM, 2, cols, torch.float32)
     check(replace(given, x=given.x + 1e4))
+
+
+@pytest.mark.parametrize("cols", [10, 300, 1000, 4000, 7000])
+def test_16_bit_rows_far_from_zero_keep_their_digits(cols: int) -> None:
+    given = far_from_zero(cols)
+    assert error_in_roundoffs(run(given), given) < 4
+
+
+@pytest.mark.parametrize("cols", [10, 300, 1000, 4000, 7000, 16_384])
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=["float16", "bfloat16"])
+def test_a_constant_row_is_the_bias(cols: int, dtype: torch.dtype) -> None:
+    given = draw(Op.LAYERNORM, 2, cols, dtype)
+    given.x[1] = 1000.0
+    torch.testing.assert_close(run(given)[1], given.bias, rtol=0, atol=0.05)
 
 
 @EACH_OP

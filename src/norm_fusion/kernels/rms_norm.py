@@ -5,20 +5,20 @@ Arithmetic is fp32 whatever the input; the only rounding to the input's dtype is
 
 Three ways to hold a row, chosen by `launch.pick_rms_norm` from its width alone:
 
-- a tile of whole rows in fp32 registers (`rms_norm_rows`): x is read once. The row is a power-of-two body and a
-  power-of-two tail (5120 = 4096 + 1024), so that a width between two powers leaves few lanes idle. The weight is
-  loaded before the reduction: its latency hides behind that of x (18.1 against 18.6 us at 4096x4096 fp16, H200).
-- the same, LEAN: a 16-bit row stays in its 16 bits between its two uses and the weight is loaded after the
-  reduction, which halves the registers: rows of up to 65,536 columns are read once (274 against 320 us at 4096x65536
-  bf16, H200).
+- a tile of whole rows in registers (`rms_norm_rows`): x is read once. The row is a power-of-two body and a power-of-two
+  tail (5120 = 4096 + 1024), so that a width between two powers leaves few lanes idle. The weight is loaded before the
+  reduction: its latency hides behind that of x.
+- the same, LEAN: a 16-bit row stays in its 16 bits between its two uses and the weight is loaded after the reduction,
+  which halves the registers: rows of up to 65,536 columns are read once.
 - a row that no register file holds is walked twice (`rms_norm_wide`); the second walk runs backwards, because the
   end of the row is what the caches still hold.
 
-x is read once and y is not read here, so both are marked to leave the caches first and w to stay: 2.22 against 2.39 us
-at 512x1024 fp16, 17.8 against 18.0 at 4096x4096, by graph replays. In a chain it depends on who wrote x. Residual add,
-norm and matmul in turn gain: 232 us against 236 at 4096x4096 bf16, 155 against 160 at 8192x4096 into 1,024. Norm and
-matmul alone, x coming from memory, lose: 222 against 217 at 4096x8192 into 2,048, 128 against 125 at 8192x4096 into
-1,024. At 64 to 2,048 rows both are the same within 0.7%.
+What decides at widths that fit: how many bytes an SM has in flight. 40 to 56 KiB is best on an H200; more, by a smaller
+register count, is worse again (4096x4096 fp16: six programs 17.5 us, eight 18.0), and a copy of whole rows by such
+programs takes as long. x and y carry no cache hint: evict_first and .cs are 5% slower (18.5 us) once nothing is left in
+the cache to hit. The weight is marked to stay.
+
+PDL: see `dispatch`. No memory is touched before `gdc_wait`: the predecessor may still be writing x or the weight.
 
 Row offsets are 64-bit: a tensor may hold more than 2^31 elements. Strides come in units of VEC elements, so that the
 compiler knows how far rows are aligned and uses accesses of up to 16 bytes. NaN and inf stay in their row, as no
@@ -28,7 +28,7 @@ value crosses rows.
 import triton
 import triton.language as tl
 
-from norm_fusion.kernels.lean import anew
+from norm_fusion.kernels.registers import anew, widen, zero_after
 
 
 @triton.jit(do_not_specialize=["rows", "x_stride", "y_stride"])
@@ -47,6 +47,7 @@ def rms_norm_rows(
     BODY: tl.constexpr,
     TAIL: tl.constexpr,
     LEAN: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     live = row < rows if BLOCK_ROWS > 1 else tl.full((1, 1), True, tl.int1)
@@ -58,35 +59,41 @@ def rms_norm_rows(
     tail_col = BODY + tl.arange(0, TAIL if TAIL else 1)[None, :]
     in_tail = tail_col < COLS
     tail_mask = live & in_tail
+    if PDL:
+        tl.extra.cuda.gdc_wait()
 
-    # The hint costs two registers, which a lean row does not have.
-    ONCE: tl.constexpr = "" if LEAN else "evict_first"
-    x = tl.load(x_row + col, mask=mask, other=0.0, eviction_policy=ONCE)
+    x = tl.load(x_row + col, mask=mask, other=0.0)
     if TAIL:
-        tail = tl.load(x_row + tail_col, mask=tail_mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        tail = tl.load(x_row + tail_col, mask=tail_mask, other=0.0)
     if HAS_WEIGHT and not LEAN:
-        w = tl.load(w_ptr + col, mask=in_row, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        w = tl.load(w_ptr + col, mask=in_row, other=0.0, eviction_policy="evict_last")
         if TAIL:
-            tail_w = tl.load(w_ptr + tail_col, mask=in_tail, other=0.0, eviction_policy="evict_last").to(tl.float32)
+            tail_w = tl.load(w_ptr + tail_col, mask=in_tail, other=0.0, eviction_policy="evict_last")
 
-    square_sum = tl.sum(x.to(tl.float32) * x.to(tl.float32), axis=1, keep_dims=True)
+    square_sum = tl.sum(widen(x) * widen(x), axis=1, keep_dims=True)
     if TAIL:
-        square_sum += tl.sum(tail * tail, axis=1, keep_dims=True)
+        square_sum += tl.sum(widen(tail) * widen(tail), axis=1, keep_dims=True)
     rstd = tl.rsqrt(square_sum / COLS + eps)
 
     if LEAN:
         x = anew(x)
-    y = x.to(tl.float32) * rstd
-    if HAS_WEIGHT:
-        if LEAN:
-            w = tl.load(w_ptr + col, mask=in_row, other=0.0, volatile=True).to(tl.float32)
-        y *= w
-    tl.store(y_row + col, y.to(y_ptr.dtype.element_ty), mask=mask, cache_modifier=".cs")
-    if TAIL:
-        y = tail * rstd
+        if TAIL:
+            tail = anew(tail)
         if HAS_WEIGHT:
-            y *= tail_w
-        tl.store(y_row + tail_col, y.to(y_ptr.dtype.element_ty), mask=tail_mask, cache_modifier=".cs")
+            w_row = w_ptr + zero_after(rstd)
+            w = tl.load(w_row + col, mask=in_row, other=0.0, eviction_policy="evict_last")
+            if TAIL:
+                tail_w = tl.load(w_row + tail_col, mask=in_tail, other=0.0, eviction_policy="evict_last")
+
+    y = widen(x) * rstd
+    if HAS_WEIGHT:
+        y *= widen(w)
+    tl.store(y_row + col, y.to(y_ptr.dtype.element_ty), mask=mask)
+    if TAIL:
+        y = widen(tail) * rstd
+        if HAS_WEIGHT:
+            y *= widen(tail_w)
+        tl.store(y_row + tail_col, y.to(y_ptr.dtype.element_ty), mask=tail_mask)
 
 
 @triton.jit(do_not_specialize=["rows", "x_stride", "y_stride"])
@@ -102,6 +109,7 @@ def rms_norm_wide(
     VEC: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     BODY: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     x_row = x_ptr + row * x_stride * VEC
@@ -110,17 +118,20 @@ def rms_norm_wide(
     BLOCKS: tl.constexpr = (COLS + BODY - 1) // BODY
     lane = tl.arange(0, BODY).to(tl.int64) if BLOCKS * BODY > 2147483647 else tl.arange(0, BODY)
 
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+
     square_sum = tl.zeros((BODY,), tl.float32)
     for block in range(BLOCKS):
         col = block * BODY + lane
-        x = tl.load(x_row + col, mask=col < COLS, other=0.0).to(tl.float32)
+        x = widen(tl.load(x_row + col, mask=col < COLS, other=0.0))
         square_sum += x * x
     rstd = tl.rsqrt(tl.sum(square_sum, axis=0) / COLS + eps)
 
     for back in range(BLOCKS):
         col = (BLOCKS - 1 - back) * BODY + lane
         mask = col < COLS
-        y = tl.load(x_row + col, mask=mask, other=0.0).to(tl.float32) * rstd
+        y = widen(tl.load(x_row + col, mask=mask, other=0.0)) * rstd
         if HAS_WEIGHT:
-            y *= tl.load(w_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        tl.store(y_row + col, y.to(y_ptr.dtype.element_ty), mask=mask, cache_modifier=".cs")
+            y *= widen(tl.load(w_ptr + col, mask=mask, other=0.0))
+        tl.store(y_row + col, y.to(y_ptr.dtype.element_ty), mask=mask)

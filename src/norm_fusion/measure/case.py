@@ -141,7 +141,8 @@ class CaseRun:
         best = ring[0]
         if len(ring) > 1:
             quick = Effort(rounds=3, block=3, warmup_s=0.0, settle_s=0.0)
-            bench = Bench(ring, self.inputs, quick, random.Random(self.seed), self.stop, lambda *_: None)
+            rng = random.Random(self.seed)
+            bench = Bench(ring, self.inputs, quick, rng, self.stop, lambda *_: None, self.cache_bytes)
             bench.graphs()
             bench.graph()
             best = min(ring, key=lambda contestant: percentile(contestant.series["graph"].blocks, 50))
@@ -186,7 +187,7 @@ class CaseRun:
                     f"not cold: {len(self.inputs)} sets in rotation cover {footprint / 2**20:.2g} MiB of a "
                     f"{self.cache_bytes / 2**20:.0f} MiB cache"
                 )
-        bench = Bench(ring, self.inputs, self.effort, random.Random(self.seed), self.stop, verify)
+        bench = Bench(ring, self.inputs, self.effort, random.Random(self.seed), self.stop, verify, self.cache_bytes)
         try:
             if self.device.type == "cpu":
                 self.progress("time wall")

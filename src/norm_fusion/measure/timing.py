@@ -84,7 +84,10 @@ def williams(n: int) -> list[list[int]]:
 
 @dataclass
 class Bench:
-    """A case's contestants, its inputs, and how long to measure. `verify` judges one output of a timed call."""
+    """A case's contestants, its inputs, and how long to measure. `verify` judges one output of a timed call.
+
+    `cache_bytes`: the GPU's last level of cache, scrubbed before each block of samples; 0 where nothing is to be.
+    """
 
     contestants: list[Contestant]
     inputs: list[Tensor]
@@ -92,12 +95,15 @@ class Bench:
     rng: random.Random
     stop: Callable[[], bool]
     verify: Callable[[Contestant, int, Any], None]
+    cache_bytes: int = 0
     settled: bool | None = None
     warmup: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for contestant in self.contestants:
             contestant.outputs = [None] * len(self.inputs)
+        x = self.inputs[0]
+        self.neutral = torch.zeros(2 * self.cache_bytes // 4, device=x.device) if x.is_cuda else None
 
     def wall(self, timer: Timer = "wall") -> None:
         """One call at a time, synchronized; on a GPU with timer="host" the time until the call returns instead."""
@@ -107,6 +113,7 @@ class Bench:
         clock = time.perf_counter_ns
 
         def block(contestant: Contestant, sink: list[float], size: int) -> tuple[int, Any]:
+            self._scrub()
             synchronize()
             i, out = 0, None
             for _ in range(size):
@@ -139,6 +146,7 @@ class Bench:
         def block(contestant: Contestant, sink: list[float], size: int) -> tuple[int, Any]:
             assert contestant.graph is not None
             marks = [torch.cuda.Event(enable_timing=True) for _ in range(size + 1)]  # type: ignore[no-untyped-call]
+            self._scrub()
             marks[0].record()
             for mark in marks[1:]:
                 for _ in range(contestant.replays):
@@ -168,13 +176,15 @@ class Bench:
             for places in order:
                 self._check_stop()
                 for place in places:
-                    # A kernel of known name marks where a replay begins.
+                    # A kernel of known name marks where the scrub begins, and again where the replay does.
+                    torch.cuda._sleep(1)  # type: ignore[no-untyped-call]
+                    self._scrub()
                     torch.cuda._sleep(1)  # type: ignore[no-untyped-call]
                     graph = ring[place].graph
                     assert graph is not None
                     graph.replay()
             torch.cuda.synchronize()
-        replays = _split_at_marks(profile.events())
+        replays = _split_at_marks(profile.events())[1::2]
         turns = [(ring[place], position) for places in order for position, place in enumerate(places)]
         if len(replays) != len(turns):
             for contestant in ring:
@@ -208,6 +218,16 @@ class Bench:
         for contestant in self.contestants:
             contestant.graph = None
             contestant.outputs = []
+
+    def _scrub(self) -> None:
+        """Read neutral memory twice the size of the cache, so that none starts on what its predecessor left there.
+
+        Rotation alone does not see to that. Lines loaded with `evict_first` replace each other and leave the rest of
+        the cache as it was: on an H200 such a kernel fetched 20 to 24 of an input's 34 MB from memory, every time that
+        its turn came, because a predecessor's lines of that input stayed. It measured 7% faster than it was.
+        """
+        if self.neutral is not None:
+            self.neutral.sum()
 
     def _captured(self) -> list[Contestant]:
         return [contestant for contestant in self.contestants if contestant.graph is not None]
