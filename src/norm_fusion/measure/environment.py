@@ -179,13 +179,10 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> dict[str, Any]:
-    """The checkout's commit and whether it is dirty; nothing for an installed package.
-
-    A tree that was sent somewhere without its .git has NORM_FUSION_COMMIT to say what it was made of.
-    """
+    """The checkout's commit and whether it is dirty; nothing for an installed package."""
     root = Path(norm_fusion.__file__).parents[2]
     if not (root / ".git").exists():
-        return {"commit": os.environ.get("NORM_FUSION_COMMIT")}
+        return {}
 
     def git(*words: str) -> str | None:
         try:
