@@ -18,7 +18,7 @@ taken about the mean, and not as E[x^2] - mean^2, which cancels when the mean is
 import triton
 import triton.language as tl
 
-from norm_fusion.kernels.registers import anew, widen, zero_after
+from norm_fusion.kernels.registers import INTERPRETED, anew, widen, zero_after
 
 
 @triton.jit
@@ -28,8 +28,13 @@ def _add_pairs(a, b, c, d):
 
 @triton.jit
 def _sums(x):
-    """Sum and sum of squares of each row, in one reduction."""
-    return tl.reduce((x, x * x), 1, _add_pairs, keep_dims=True)
+    """Sum and sum of squares of each row, in one reduction; the interpreter takes one element at a time for that."""
+    if INTERPRETED:
+        total = tl.sum(x, axis=1, keep_dims=True)
+        square_sum = tl.sum(x * x, axis=1, keep_dims=True)
+    else:
+        total, square_sum = tl.reduce((x, x * x), 1, _add_pairs, keep_dims=True)
+    return total, square_sum
 
 
 @triton.jit

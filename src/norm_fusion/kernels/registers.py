@@ -3,13 +3,13 @@
 import triton
 import triton.language as tl
 
-_INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 @triton.jit
 def widen(x):
     """x in fp32. Two bfloat16 take two instructions; the compiler's own conversion takes three."""
-    if not _INTERPRETED and x.dtype == tl.bfloat16 and x.numel % 2 == 0:
+    if not INTERPRETED and x.dtype == tl.bfloat16 and x.numel % 2 == 0:
         y = tl.inline_asm_elementwise(
             "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",
             "=r,=r,r",
@@ -30,7 +30,7 @@ def anew(x):
     A value converted to fp32 before a reduction and again after it is otherwise converted once and kept in fp32
     across the reduction, at twice the registers. The interpreter has no registers to save, and no inline assembly.
     """
-    if not _INTERPRETED and x.dtype.primitive_bitwidth == 16:
+    if not INTERPRETED and x.dtype.primitive_bitwidth == 16:
         tl.debug_barrier()
         x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
     return x
@@ -43,7 +43,7 @@ def zero_after(value):
     Added to an address it keeps a load below a reduction, and its accesses wide. (A volatile load stays there too,
     and goes past the L1 cache every time.)
     """
-    if _INTERPRETED:
+    if INTERPRETED:
         zero = tl.zeros(value.shape, tl.int32)
     else:
         zero = tl.inline_asm_elementwise("mov.b32 $0, 0; // $1", "=r,r", [value], dtype=tl.int32, is_pure=True, pack=1)
