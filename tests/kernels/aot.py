@@ -75,7 +75,8 @@ class Job:
     @property
     def options(self) -> dict[str, Any]:
         cap = {} if self.launched.maxnreg is None else {"maxnreg": self.launched.maxnreg}
-        return {"num_warps": self.launched.num_warps, "launch_pdl": self.cc >= 90, **cap}
+        pdl = {"launch_pdl": True} if self.cc >= 90 else {}
+        return {"num_warps": self.launched.num_warps, **cap, **pdl}
 
     def to_dict(self) -> dict[str, Any]:
         fields = ("op", "kernel", "dtype", "cc", "aligned", "constexprs", "options")

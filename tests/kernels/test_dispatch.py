@@ -113,5 +113,14 @@ def test_an_early_launch_and_the_wait_for_the_predecessor_go_together(
     for _ in range(2):
         run(pointers(torch.float16, (True, True, True)), (8, 8, 8), 1e-5)
     (first, options), (second, _) = launched
-    assert options["launch_pdl"] is pdl
+    assert options.get("launch_pdl", False) is pdl
     assert first[-1] is pdl and second[3:] == first[3:]
+
+
+@pytest.mark.parametrize(("capability", "early"), [((8, 0), False), ((8, 9), False), ((9, 0), True), ((12, 0), True)])
+def test_gpus_before_hopper_launch_nothing_early(
+    capability: tuple[int, int], early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert dispatch.launches_early(torch.device("cuda", 0)) is early
+    assert not dispatch.launches_early(torch.device("cpu"))

@@ -110,10 +110,17 @@ def test_a_large_mean_neither_cancels_nor_leaks_from_idle_lanes(cols: int) -> No
     check(replace(given, x=given.x + 1e4))
 
 
-@pytest.mark.parametrize("cols", [10, 300, 1000, 4000, 7000])
-def test_16_bit_rows_far_from_zero_keep_their_digits(cols: int) -> None:
-    given = far_from_zero(cols)
+@pytest.mark.parametrize("mean", [1, 2, 30, 100, 250, 2000])
+@pytest.mark.parametrize("cols", [10, 300, 640, 700, 1000, 4000, 7000])
+def test_16_bit_rows_far_from_zero_keep_their_digits(cols: int, mean: int) -> None:
+    given = far_from_zero(cols, mean)
     assert error_in_roundoffs(run(given), given) < 4
+
+
+@pytest.mark.parametrize("cols", [300, 700, 4000, 7000, 20_000, 70_000])
+def test_a_finite_variance_is_found_where_the_sum_of_squares_is_past_fp32(cols: int) -> None:
+    given = draw(Op.LAYERNORM, 2, cols, torch.bfloat16)
+    check(replace(given, x=(1e18 * (1 + 0.05 * given.x.float().clamp(-8, 8))).bfloat16()))
 
 
 @pytest.mark.parametrize("cols", [10, 300, 1000, 4000, 7000, 16_384])

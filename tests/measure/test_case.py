@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from norm_fusion.backends import builtin
 from norm_fusion.backends.builtin import Operands, Prepared, Unavailable
-from norm_fusion.measure.case import CaseRun
+from norm_fusion.measure.case import POISONS, CaseRun
 from norm_fusion.records import Measurement, Status
 from norm_fusion.spec import ROOF, Case, Effort
 
@@ -52,6 +52,10 @@ class Sabotage:
         return self.kept[0]
 
     def remembers_by_address(self, x: torch.Tensor) -> torch.Tensor:
+        """Honest in the calls before timing, where it would be found at once."""
+        self.calls += 1
+        if self.calls <= 2 * len(POISONS):
+            return self.honest(x)
         if x.data_ptr() not in self.known:
             self.known[x.data_ptr()] = self.honest(x)
         return self.known[x.data_ptr()]

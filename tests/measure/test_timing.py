@@ -3,10 +3,13 @@
 import random
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
+from norm_fusion.measure import timing
 from norm_fusion.measure.timing import Bench, Contestant, Interrupted, first_line, sets_in_rotation, williams
 from norm_fusion.spec import Effort
 
@@ -107,3 +110,31 @@ def test_a_contestants_own_error_is_not_swallowed() -> None:
     with pytest.raises(ValueError, match="bad shape") as caught:
         bench(Contestant("a", launch)).wall()
     assert first_line(caught.value) == "ValueError: bad shape"
+
+
+def kernels(*names: str) -> list[SimpleNamespace]:
+    """A trace: one kernel after another, 2 us each."""
+    return [
+        SimpleNamespace(
+            name=name,
+            device_type=DeviceType.CUDA,
+            is_user_annotation=False,
+            time_range=SimpleNamespace(start=3.0 * i, end=3.0 * i + 2),
+        )
+        for i, name in enumerate(names)
+    ]
+
+
+def test_what_scrubs_the_cache_is_not_taken_for_a_call() -> None:
+    mark, scrub = "spin_kernel(long)", "reduce_kernel"
+    trace = kernels("before", mark, scrub, mark, "norm", "norm", mark, scrub, scrub, mark, "norm", "norm")
+    replays = timing._replays(trace[::-1])
+    assert [[name for name, _, _ in replay] for replay in replays] == [["norm", "norm"]] * 2
+    assert timing._call_intervals(replays[0], 2) == pytest.approx([0.002, 0.002])
+
+
+def test_a_call_lasts_from_its_first_kernel_to_its_last() -> None:
+    (replay,) = timing._replays(kernels("spin_kernel", "spin_kernel", "mean", "scale", "mean", "scale"))
+    assert timing._call_intervals(replay, 2) == pytest.approx([0.005, 0.005])
+    assert timing._call_intervals(replay, 3) is None
+    assert timing._call_intervals(replay, 4) is None

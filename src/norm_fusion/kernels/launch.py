@@ -1,7 +1,7 @@
 """How a kernel is launched: a pure function of the row's width and element size, so it needs no GPU to be tested.
 
 It never looks at the number of rows: the shape of the reduction, and so every bit of a row's result, depends on the
-width and the dtype only. Figures are times on an H200, cold, from the search that chose them.
+width, the dtype and how rows are aligned only. Figures are times on an H200, cold, from the search that chose them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from functools import cache
 class Launch:
     """One program takes `block_rows` rows of `body` + `tail` lanes.
 
-    `wide`: the row is walked in blocks of `body`. `lean`: it is kept in its own 16 bits between its uses, and weight
-    and bias are loaded after the reduction. `maxnreg`: the register cap that buys occupancy, None for the compiler's
-    own choice.
+    `wide`: the row is walked in blocks of `body`. `lean`: weight and bias are loaded after the reduction, and
+    until then a 16-bit row stays in its 16 bits. `maxnreg`: the register cap that buys occupancy, None for the
+    compiler's own choice.
     """
 
     block_rows: int

@@ -27,8 +27,8 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from norm_fusion.records import Series, Timer
 from norm_fusion.spec import Effort
 
-# Cold by rotation: the sets in turn exceed the cache this many times. The protocol asks for at least three; on an H200
-# three still leave some hits (4096x4096 fp16: 0.986 of the copy at three, 0.976 at four and at eight).
+# Cold by rotation: the sets in turn exceed the cache this many times. At four, eight and sixteen kernels without cache
+# hints take the same time on an H200; at three some still hit.
 CACHE_MULTIPLE = 4
 MAX_SETS = 512
 # A graph sample lasts at least this long, so that the events' own resolution (0.5 us) is 0.1% of it.
@@ -184,7 +184,7 @@ class Bench:
                     assert graph is not None
                     graph.replay()
             torch.cuda.synchronize()
-        replays = _split_at_marks(profile.events())[1::2]
+        replays = _replays(profile.events())
         turns = [(ring[place], position) for places in order for position, place in enumerate(places)]
         if len(replays) != len(turns):
             for contestant in ring:
@@ -328,20 +328,20 @@ def _nothing() -> None:
     pass
 
 
-def _split_at_marks(events: Any) -> list[list[tuple[str, float, float]]]:
-    """Kernels as (name, start, end) in us, one list per replay; a replay begins after each marking kernel."""
+def _replays(events: Any) -> list[list[tuple[str, float, float]]]:
+    """Kernels as (name, start, end) in us, one list per replay: what follows each second marking kernel."""
     kernels = sorted(
         (e.time_range.start, e.time_range.end, e.name)
         for e in events
         if e.device_type == DeviceType.CUDA and not e.is_user_annotation
     )
-    replays: list[list[tuple[str, float, float]]] = []
+    spans: list[list[tuple[str, float, float]]] = []
     for start, end, name in kernels:
         if "spin_kernel" in name:
-            replays.append([])
-        elif replays:
-            replays[-1].append((name, start, end))
-    return replays
+            spans.append([])
+        elif spans:
+            spans[-1].append((name, start, end))
+    return spans[1::2]
 
 
 def _call_intervals(kernels: list[tuple[str, float, float]], calls: int) -> list[float] | None:
