@@ -1,4 +1,4 @@
-"""What is stored: the environment, the manifest of a run, and one record per series. Ground floor: no torch.
+"""What is stored: environment, manifest of a run, a record per series, a call per claim. Ground floor: no torch.
 
 Units are in the names. What was not measured is null, with its reason, never 0.
 """
@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-SCHEMA = 1
+# 2: replicates, attempts, intervals and calls. Files of schema 1 are read: they are runs of one process.
+SCHEMA = 2
 
 
 class Status(StrEnum):
@@ -68,9 +69,10 @@ class Environment(_Stored):
 
 
 class Conditions(_Stored):
-    """What changes while a run goes on, read before and after. Not part of the fingerprint."""
+    """What changes while a run goes on: read before, after and several times a second. Not part of the fingerprint."""
 
     at: str
+    monotonic_s: FiniteFloat | None = None  # the machine's monotonic clock: the same for all processes of a run
     sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
     temperature_c: int | None = None
@@ -78,10 +80,33 @@ class Conditions(_Stored):
     throttle_reasons: str | None = None
     other_processes: int | None = None  # compute processes on the card that are not ours
     load_1m: FiniteFloat | None = None  # CPU: load average of the last minute
+    steal: FiniteFloat | None = None  # CPU: share of time that the hypervisor gave to others since the last reading
+
+
+class Code(StrEnum):
+    """Why a row has no figures that may be quoted, as one word that does not change."""
+
+    WRONG_OUTPUT = "wrong-output"
+    WRONG_KIND = "wrong-kind"  # its shape, dtype, device or type
+    MUTATED_INPUT = "mutated-input"
+    TIMER = "timer"  # its own clock and the parent's disagree, or a sample is no duration
+    RAISED = "raised"
+    CRASHED = "crashed"
+    HUNG = "hung"
+    OUT_OF_MEMORY = "out-of-memory"
+    MISSING = "missing"
+    INTERRUPTED = "interrupted"
+
+
+class Event(_Stored):
+    """Something that happened to the machine while a series was sampled: clocks, heat, power, company."""
+
+    kind: Literal["company", "thermal", "power", "clock", "steal"]
+    detail: str
 
 
 class Record(_Stored):
-    """One case x profile x timer x cache x replicate."""
+    """One case x profile x timer x cache x replicate, or, where `replicate` is null, all its processes pooled."""
 
     schema_version: int = SCHEMA
     run_id: str
@@ -93,12 +118,16 @@ class Record(_Stored):
     dtype: str
     profile: str
     resolved_backend: str | None = None  # what really ran
+    control_of: str | None = None  # of the A/A control: the profile that it is, a second time
     status: Status
+    code: Code | None = None
     reason: str | None = None
     remedy: str | None = None
     timer: Timer = "none"
     cache: Cache = "none"
-    replicate: int = 0
+    attempt: int = 0  # 0, then 1 and 2 for the automatic reruns
+    replicate: int | None = 0  # the process, counted from 0
+    processes: int | None = None  # pooled: how many
     p50_ms: FiniteFloat | None = None
     p95_ms: FiniteFloat | None = None
     noise_ratio: FiniteFloat | None = None
@@ -106,8 +135,14 @@ class Record(_Stored):
     gbps: FiniteFloat | None = None
     roof_gbps: FiniteFloat | None = None
     roof_share: FiniteFloat | None = None
+    read_gbps: FiniteFloat | None = None  # measured with the case: the physical ceiling
+    write_gbps: FiniteFloat | None = None
     tflops: FiniteFloat | None = None
+    process_spread: FiniteFloat | None = None  # pooled: largest over smallest of the processes' medians
     speedup: dict[str, FiniteFloat] = Field(default_factory=dict)  # over each torch profile, and over torch-baseline
+    interval: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(default_factory=dict)  # pooled: 95%, of the speedup
+    call: dict[str, str] = Field(default_factory=dict)  # pooled: the label of each speedup
+    regime: Literal["launch-bound", "L2-resident", "DRAM-bound", "cache-resident"] | None = None
     correct: bool | None = None
     max_abs_error: FiniteFloat | None = None
     max_rel_error: FiniteFloat | None = None
@@ -116,6 +151,9 @@ class Record(_Stored):
     n_samples: int = 0
     settled: bool | None = None  # did warm-up reach three blocks within 1%?
     rotation: int | None = None  # input and output sets in rotation
+    outside_ms: FiniteFloat | None = None  # one call, by the parent's clock around many
+    probe: FiniteFloat | None = None  # median of a fixed amount of work timed beside its blocks, over the ring's median
+    events: list[Event] = Field(default_factory=list)
     samples_file: str | None = None
     samples_sha256: str | None = None
     fingerprint: str
@@ -124,7 +162,10 @@ class Record(_Stored):
     @property
     def key(self) -> str:
         """Unique within a run; the record's file name."""
-        return f"{self.case}.{self.profile}.{self.timer}.{self.cache}.r{self.replicate}"
+        attempt = f"a{self.attempt}." if self.attempt else ""
+        process = "pooled" if self.replicate is None else f"r{self.replicate}"
+        profile = self.profile.replace(":", "-")
+        return f"{self.case}.{profile}.{self.timer}.{self.cache}.{attempt}{process}"
 
 
 class Samples(_Stored):
@@ -136,6 +177,53 @@ class Samples(_Stored):
     positions: list[int]  # the contestant's place in each round's order
     calls_per_sample: int = 1
     warmup: list[FiniteFloat] = Field(default_factory=list)
+    probes_ms: list[FiniteFloat] = Field(default_factory=list)  # the clock probe beside each block
+
+
+class Label(StrEnum):
+    """What a rule says of a claim."""
+
+    SUPPORTED = "supported"
+    REGRESSION = "regression"
+    NO_DIFFERENCE = "no difference"
+    INCONCLUSIVE = "inconclusive"
+    RERUN_NOISE = "rerun noise"
+    INVALID = "invalid"
+
+
+class Call(_Stored):
+    """The label of one claim: `profile` is faster than `baseline` on `case`, in one series."""
+
+    case: str
+    profile: str
+    baseline: str
+    timer: Timer
+    cache: Cache
+    label: Label
+    code: str  # why, as one word that does not change
+    reason: str  # why, as a sentence
+    rule: int  # the version of the rule
+    attempt: int = 0  # which attempt it was judged from
+    processes: int = 0
+    speedup: FiniteFloat | None = None
+    low: FiniteFloat | None = None  # 95% interval of the speedup
+    high: FiniteFloat | None = None
+    ratios: list[FiniteFloat] = Field(default_factory=list)  # the speedup in each process
+    earlier: list[Call] = Field(default_factory=list)  # the attempts before: all are kept
+
+    @property
+    def claim(self) -> tuple[str, str, str, Timer, Cache]:
+        """What it is the label of."""
+        return self.case, self.profile, self.baseline, self.timer, self.cache
+
+
+class Conclusions(_Stored):
+    """What a rule made of a run's records. Derived: it can be made again from records and samples at any time."""
+
+    schema_version: int = SCHEMA
+    rule: int
+    pooled: list[Record]
+    calls: list[Call]
 
 
 class Manifest(_Stored):
@@ -152,6 +240,12 @@ class Manifest(_Stored):
     device: str
     quick: bool
     seed: int
+    fewest: int = 1  # processes: how many at least, how many at most
+    most: int = 1
+    precision: FiniteFloat = 0.01  # half-width of an interval at which no further process is added
+    budget_s: FiniteFloat | None = None
+    processes: int = 1  # how many there were, reruns not counted
+    contestants: list[str] = Field(default_factory=list)  # the user's own, module:function
     started_at: str
     finished_at: str | None = None
     state: Literal["running", "finished", "interrupted"] = "running"
@@ -170,8 +264,11 @@ class Series(_Stored):
     positions: list[int]
     calls_per_sample: int = 1
     warmup: list[FiniteFloat] = Field(default_factory=list)
+    probes_ms: list[FiniteFloat] = Field(default_factory=list)
     settled: bool | None = None
     rotation: int | None = None
+    began_s: FiniteFloat | None = None  # monotonic clock
+    ended_s: FiniteFloat | None = None
 
 
 class Measurement(_Stored):
@@ -180,11 +277,17 @@ class Measurement(_Stored):
     case: str
     profile: str
     status: Status
+    code: Code | None = None
     reason: str | None = None
     remedy: str | None = None
     resolved_backend: str | None = None
+    control_of: str | None = None
     max_abs_error: FiniteFloat | None = None
     max_rel_error: FiniteFloat | None = None
     checked_rows: int | None = None
+    outside_ms: dict[str, FiniteFloat] = Field(default_factory=dict)  # by timer: one call by the parent's clock
+    read_gbps: FiniteFloat | None = None  # of the case, on the roof's measurement alone
+    write_gbps: FiniteFloat | None = None
+    events: list[Event] = Field(default_factory=list)
     series: list[Series] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)

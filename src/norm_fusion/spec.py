@@ -143,6 +143,8 @@ BASELINE_OF: Mapping[Op, str] = {Op.RMSNORM: "torch-eager", Op.LAYERNORM: "torch
 
 # The roof is measured like a contestant, in the same rounds, but it is none: it moves the bytes and computes nothing.
 ROOF = "copy"
+# Nor is the control: one of the contestants a second time, under this name. They must not differ (A/A).
+CONTROL = "control"
 
 
 @dataclass(frozen=True)
@@ -166,15 +168,23 @@ EFFORTS: Mapping[tuple[str, bool], Effort] = {
 
 @dataclass(frozen=True)
 class Shard:
-    """The unit of work: some cases, all their contestants, one replicate, one device, one process."""
+    """The unit of work: some cases, all their contestants, one replicate, one device, one process.
+
+    `skip`: pairs of case and profile that ended a process before this one, and are left out. `series`: the timers to
+    sample, all where empty. `control`: is one contestant measured a second time, as A/A control?
+    """
 
     run_id: str
     cases: tuple[Case, ...]
     profiles: tuple[str, ...]
     device: str
     replicate: int = 0
+    attempt: int = 0
     seed: int = 0
     quick: bool = False
+    control: bool = True
+    series: tuple[str, ...] = ()
+    skip: tuple[tuple[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"cases": [case.name for case in self.cases]}
@@ -182,7 +192,8 @@ class Shard:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Shard:
         cases = tuple(Case.parse(name) for name in data["cases"])
-        return cls(**{**data, "cases": cases, "profiles": tuple(data["profiles"])})
+        lists = {name: tuple(data[name]) for name in ("profiles", "series")}
+        return cls(**{**data, **lists, "cases": cases, "skip": tuple((case, name) for case, name in data["skip"])})
 
 
 @dataclass(frozen=True)
