@@ -59,6 +59,7 @@ class Environment(_Stored):
     peers: dict[str, str] = Field(default_factory=dict)  # installed libraries that can change a baseline
     inductor: dict[str, Any] = Field(default_factory=dict)
     norm_fusion: str
+    source: str | None = None  # hash of the package's own files
     commit: str | None = None
     dirty: bool | None = None
 
@@ -269,6 +270,7 @@ class Series(_Stored):
     rotation: int | None = None
     began_s: FiniteFloat | None = None  # monotonic clock
     ended_s: FiniteFloat | None = None
+    events: list[Event] = Field(default_factory=list)  # the parent's: a worker sees none
 
 
 class Measurement(_Stored):
@@ -288,6 +290,29 @@ class Measurement(_Stored):
     outside_ms: dict[str, FiniteFloat] = Field(default_factory=dict)  # by timer: one call by the parent's clock
     read_gbps: FiniteFloat | None = None  # of the case, on the roof's measurement alone
     write_gbps: FiniteFloat | None = None
-    events: list[Event] = Field(default_factory=list)
     series: list[Series] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+
+
+class HarnessCheck(_Stored):
+    """One thing that the harness was tried on: what had to be found, what was."""
+
+    name: str
+    passed: bool | None  # null: it could not be tried here
+    wanted: str
+    found: str
+    details: list[dict[str, str | int | FiniteFloat | None]] = Field(default_factory=list)
+
+
+class HarnessReport(_Stored):
+    """What `norm-fusion check-harness` found: can the figures of this lab, on this machine, be trusted?"""
+
+    schema_version: int = SCHEMA
+    run_id: str
+    command: list[str]
+    reduced: bool
+    rule: int
+    started_at: str
+    finished_at: str
+    environment: Environment
+    checks: list[HarnessCheck]

@@ -129,12 +129,17 @@ DEFAULT_CASES: tuple[Case, ...] = (
 
 @dataclass(frozen=True)
 class Profile:
-    """An implementation under test, by name. `family` is what `--backend` selects by: torch or triton."""
+    """An implementation under test, by name.
+
+    `family` is what `--backend` selects by: torch or triton; those of family check are the harness's own. `judged` is
+    False for what computes no normalization, as a spin of known duration.
+    """
 
     name: str
     family: str
     ops: tuple[Op, ...]
     summary: str
+    judged: bool = True
 
 
 BASELINE = "torch-baseline"
@@ -149,21 +154,30 @@ CONTROL = "control"
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: at least `rounds` rounds, filled up to whole balanced squares, of `block` samples each."""
+    """How long to measure: at least `rounds` rounds, filled up to whole balanced squares, of `block` samples each.
+
+    `traced`: calls of the device series, at least.
+    """
 
     rounds: int
     block: int
     warmup_s: float
     settle_s: float
+    traced: int = 200
 
 
-# n >= 200 on a GPU, n >= 50 on a CPU (protocol step 10).
+# By device and `quick`. Pooled over the processes n >= 200 on a GPU, n >= 50 on a CPU (protocol step 10), and so many
+# already where there is one process only. More in each would not help: what differs is mostly the processes.
 EFFORTS: Mapping[tuple[str, bool], Effort] = {
-    ("cuda", False): Effort(rounds=40, block=10, warmup_s=0.2, settle_s=2.0),
-    ("cuda", True): Effort(rounds=20, block=10, warmup_s=0.2, settle_s=0.5),
-    ("cpu", False): Effort(rounds=20, block=5, warmup_s=0.2, settle_s=2.0),
+    ("cuda", False): Effort(rounds=14, block=8, warmup_s=0.2, settle_s=2.0, traced=100),
+    ("cuda", True): Effort(rounds=28, block=8, warmup_s=0.2, settle_s=0.5, traced=200),
+    ("cpu", False): Effort(rounds=10, block=5, warmup_s=0.2, settle_s=1.0),
     ("cpu", True): Effort(rounds=10, block=5, warmup_s=0.2, settle_s=0.5),
 }
+
+# How many processes measure a run: at least, and at most (protocol step 13); reruns of what was noisy.
+FEWEST, MOST, RERUNS = 5, 15, 2
+PRECISION = 0.01
 
 
 @dataclass(frozen=True)
@@ -171,7 +185,8 @@ class Shard:
     """The unit of work: some cases, all their contestants, one replicate, one device, one process.
 
     `skip`: pairs of case and profile that ended a process before this one, and are left out. `series`: the timers to
-    sample, all where empty. `control`: is one contestant measured a second time, as A/A control?
+    sample, like wall or wall-cold, all where empty. `effort`: how long, where it is not what `EFFORTS` says.
+    `yardsticks`: are the roof and the control, one contestant a second time, measured beside the others?
     """
 
     run_id: str
@@ -182,8 +197,9 @@ class Shard:
     attempt: int = 0
     seed: int = 0
     quick: bool = False
-    control: bool = True
+    yardsticks: bool = True
     series: tuple[str, ...] = ()
+    effort: Effort | None = None
     skip: tuple[tuple[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -193,7 +209,9 @@ class Shard:
     def from_dict(cls, data: Mapping[str, Any]) -> Shard:
         cases = tuple(Case.parse(name) for name in data["cases"])
         lists = {name: tuple(data[name]) for name in ("profiles", "series")}
-        return cls(**{**data, **lists, "cases": cases, "skip": tuple((case, name) for case, name in data["skip"])})
+        skip = tuple((case, name) for case, name in data["skip"])
+        effort = None if data["effort"] is None else Effort(**data["effort"])
+        return cls(**{**data, **lists, "cases": cases, "skip": skip, "effort": effort})
 
 
 @dataclass(frozen=True)

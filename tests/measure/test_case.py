@@ -2,122 +2,158 @@
 
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from contest import CASE, CPU, EFFORT, FakeParent, install, measure, norm
 
-from norm_fusion.backends import builtin
-from norm_fusion.backends.builtin import Operands, Prepared, Unavailable
-from norm_fusion.measure.case import POISONS, CaseRun
-from norm_fusion.records import Measurement, Status
-from norm_fusion.spec import ROOF, Case, Effort
+from norm_fusion import backends
+from norm_fusion.backends import saboteurs
+from norm_fusion.backends.builtin import Launch, Operands, Prepared, Unavailable
+from norm_fusion.measure import case as case_module
+from norm_fusion.measure.case import CaseRun
+from norm_fusion.measure.clocks import tampered
+from norm_fusion.metrics import percentile
+from norm_fusion.records import Code, Measurement, Status
+from norm_fusion.spec import CONTROL, ROOF, Case, Effort, Shard
 
-CASE = Case.parse("rmsnorm-64x256-float32")
-EFFORT = Effort(rounds=5, block=3, warmup_s=0.0, settle_s=0.0)
-
-
-def run(case: Case = CASE, *profiles: str, **changes: object) -> dict[str, Measurement]:
-    settings = {
-        "device": torch.device("cpu"),
-        "effort": EFFORT,
-        "cache_bytes": 2**16,
-        "seed": 1,
-        "progress": lambda what: None,
-        "stop": lambda: False,
-    } | changes
-    with torch.inference_mode():
-        measured = CaseRun(case, profiles or ("torch-eager", "torch-native"), **settings).run()  # type: ignore[arg-type]
-    return {m.profile: m for m in measured}
+LONGER = Effort(rounds=10, block=5, warmup_s=0.0, settle_s=0.0)
 
 
-@dataclass
-class Sabotage:
-    """A contestant that is right when it is watched less closely."""
-
-    honest: Callable[[torch.Tensor], torch.Tensor]
-    calls: int = 0
-    kept: list[torch.Tensor] = field(default_factory=list)
-    known: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    def skips_rows(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch.empty_like(x)
-        y[: len(x) // 2] = self.honest(x[: len(x) // 2])
-        return y
-
-    def caches(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.kept:
-            self.kept.append(self.honest(x))
-        return self.kept[0]
-
-    def remembers_by_address(self, x: torch.Tensor) -> torch.Tensor:
-        """Honest in the calls before timing, where it would be found at once."""
-        self.calls += 1
-        if self.calls <= 2 * len(POISONS):
-            return self.honest(x)
-        if x.data_ptr() not in self.known:
-            self.known[x.data_ptr()] = self.honest(x)
-        return self.known[x.data_ptr()]
-
-    def changes_its_input(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.honest(x)
-        x[0, 0] += 1
-        return y
-
-    def spoils_its_input_later(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        y = self.honest(x)
-        if self.calls == 6:  # the second of the timed calls' warm-up: after the checks before timing
-            x[0, 0] += 1
-        return y
-
-    def returns_float64(self, x: torch.Tensor) -> torch.Tensor:
-        return self.honest(x).double()
-
-    def turns_lazy(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        return self.honest(x) if self.calls <= 4 else torch.zeros_like(x)
+def state(m: Measurement) -> tuple[Status, Code | None]:
+    return m.status, m.code
 
 
-@pytest.fixture
-def contestant(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Replaces torch-native by one of the saboteurs."""
-    real = builtin.prepare
-
-    def install(name: str) -> None:
-        def prepare(profile: str, operands: Operands, device: torch.device) -> Prepared:
-            if profile != "torch-native":
-                return real(profile, operands, device)
-            saboteur = Sabotage(lambda x: F.rms_norm(x, operands.shape, operands.weight, operands.eps))
-            return Prepared(getattr(saboteur, name), "sabotage")
-
-        monkeypatch.setattr(builtin, "prepare", prepare)
-
-    return install
-
-
-def test_a_case_gives_every_contestant_and_the_roof_the_same_number_of_samples() -> None:
-    measured = run()
-    assert list(measured) == ["torch-eager", "torch-native", ROOF]
+def test_every_contestant_the_control_and_the_roof_have_the_same_series() -> None:
+    measured, parent = measure(control=True)
+    assert list(measured) == ["torch-eager", "torch-native", CONTROL, ROOF]
     for m in measured.values():
         assert m.status is Status.OK
-        (series,) = m.series
-        assert (series.timer, series.cache) == ("wall", "cold")
-        assert [len(block) for block in series.blocks] == [3] * 6, "five rounds, filled up to a whole balanced square"
-        assert series.rotation == 2
+        assert [(s.timer, s.cache, s.rotation) for s in m.series] == [("wall", "cold", 2), ("wall", "hot", 1)]
+        for series in m.series:
+            assert [len(block) for block in series.blocks] == [3] * 8, "five rounds, filled up to whole squares of four"
+            assert len(series.probes_ms) == 8
+    assert measured[CONTROL].control_of == "torch-native"
+    assert measured[CONTROL].resolved_backend == measured["torch-native"].resolved_backend
+    assert measured[ROOF].resolved_backend == "Tensor.clone"
+    assert (measured[ROOF].read_gbps, measured[ROOF].write_gbps) == (10.0, 5.0)
+    assert measured["torch-native"].read_gbps is None
+    assert parent.verdicts and {wrong for _, _, wrong in parent.verdicts} == {None}
+    assert {name for name, _, _ in parent.verdicts} == {"torch-eager", "torch-native", CONTROL}
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_everyone_is_measured_by_the_parents_clock_as_often_as_it_asks(
+    times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FakeParent.__init__
+    monkeypatch.setattr(FakeParent, "__init__", lambda self: (real(self), setattr(self, "brackets", times))[0])
+    measured, parent = measure()
+    begun, ended = parent.events("bracket"), parent.events("bracket-end")
+    names = [each["profile"] for each in begun]
+    assert sorted(names) == sorted(list(measured) * times)
+    assert len([name for name, before in zip(names, [None, *names], strict=False) if name != before]) == len(measured)
+    for each in begun:
+        p50 = percentile(measured[each["profile"]].series[0].blocks, 50)
+        assert each == {"case": CASE.name, "profile": each["profile"], "timer": "wall", "p50_ms": p50}
+    assert all(each["calls"] >= 1 for each in ended)
+    order = [event for event, _ in parent.sent if event.startswith("bracket")]
+    assert order == ["bracket", "bracket-end"] * len(begun)
+
+
+def test_brackets_last_long_enough_for_another_clock() -> None:
+    def sleeps(p: Operands) -> Launch:
+        import time
+
+        return lambda x: (time.sleep(0.003), norm(p)(x))[1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch, torch_native=sleeps)
+        measured, parent = measure("torch-native")
+    p50 = percentile(measured["torch-native"].series[0].blocks, 50)
+    calls = [
+        ended["calls"]
+        for begun, ended in zip(parent.events("bracket"), parent.events("bracket-end"), strict=True)
+        if begun["profile"] == "torch-native"
+    ]
+    assert len(calls) == 1 and calls[0] * p50 == pytest.approx(20, abs=5)
+
+
+def test_as_many_steps_are_told_as_the_worker_counts() -> None:
+    from norm_fusion.measure.worker import _steps
+
+    for profiles, more in (
+        (("torch-eager", "torch-native", "triton-fused-layernorm"), {}),
+        (("torch-native",), {"series": ("wall",)}),
+        (("torch-native",), {"series": ("wall-hot",)}),
+        (("torch-native",), {"yardsticks": False}),
+        (("torch-eager", "torch-native"), {"skip": ((CASE.name, "torch-eager"), (CASE.name, CONTROL))}),
+    ):
+        _, parent = measure(*profiles, control=True, **more)
+        shard = Shard("a", (CASE,), profiles, "cpu", **more)  # type: ignore[arg-type]
+        assert len(parent.events("progress")) == _steps(shard, "cpu")
 
 
 def test_only_profiles_that_serve_the_operator_take_part() -> None:
-    assert set(run(CASE, "torch-native", "triton-fused-rmsnorm", "triton-fused-layernorm")) == {
-        "torch-native",
-        "triton-fused-rmsnorm",
-        ROOF,
-    }
+    measured, _ = measure("torch-native", "triton-fused-rmsnorm", "triton-fused-layernorm", "layernorm=no:where")
+    assert set(measured) == {"torch-native", "triton-fused-rmsnorm", ROOF}
+
+
+def test_what_is_skipped_is_left_out_of_this_case_alone() -> None:
+    skip = ((CASE.name, "torch-eager"), ("rmsnorm-1x1-float32", "torch-native"))
+    measured, _ = measure(skip=skip, control=True)
+    assert set(measured) == {"torch-native", CONTROL, ROOF}
+    without = (*skip, (CASE.name, CONTROL))
+    assert set(measure(skip=without, control=True)[0]) == {"torch-native", ROOF}
+    with_original = ((CASE.name, "torch-native"),)
+    assert measure(skip=with_original, control=True)[0][CONTROL].control_of == "torch-eager"
+
+
+def test_without_yardsticks_there_are_the_contestants_alone() -> None:
+    measured, _ = measure(yardsticks=False)
+    assert set(measured) == {"torch-eager", "torch-native"}
+    assert all(m.status is Status.OK for m in measured.values())
+
+
+def test_nobody_left_is_a_case_of_the_roof_alone() -> None:
+    everyone = ((CASE.name, "torch-eager"), (CASE.name, "torch-native"))
+    assert set(measure(skip=everyone, control=True)[0]) == {ROOF}
+
+
+@pytest.mark.parametrize(
+    ("asked", "sampled"),
+    [
+        (("host",), [("host", "cold")]),
+        (("wall",), [("wall", "cold"), ("wall", "hot")]),
+        (("wall-hot", "host-cold"), [("wall", "hot"), ("host", "cold")]),
+        ((), [("wall", "cold"), ("wall", "hot"), ("host", "cold")]),
+    ],
+)
+def test_series_that_are_not_asked_for_are_not_sampled(
+    asked: tuple[str, ...], sampled: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(case_module, "CPU_SERIES", (*case_module.CPU_SERIES, ("host", "cold")))
+    measured, _ = measure("torch-native", series=asked)
+    assert [(s.timer, s.cache) for s in measured["torch-native"].series] == sampled
+
+
+def test_the_order_in_the_ring_is_each_processs_own() -> None:
+    def order(seed: int) -> list[str]:
+        shard = Shard("a", (CASE,), ("torch-eager", "torch-native"), "cpu", seed=seed)
+        run = CaseRun(CASE, shard, CPU, EFFORT, 2**16, {}, FakeParent(seed), lambda: False)  # type: ignore[arg-type]
+        with torch.inference_mode():
+            run.run()
+        assert run.ring is not None
+        return [contestant.name for contestant in run.ring.contestants]
+
+    orders = [order(seed) for seed in range(4)]
+    assert len({tuple(each) for each in orders}) > 1
+    assert order(0) == orders[0]
 
 
 def test_triton_on_a_cpu_is_checked_and_has_no_latency() -> None:
-    m = run(CASE, "triton-fused-rmsnorm")["triton-fused-rmsnorm"]
+    m = measure("triton-fused-rmsnorm")[0]["triton-fused-rmsnorm"]
     assert m.status is Status.CHECKED
     assert m.series == []
     assert "interpreter" in str(m.resolved_backend)
@@ -125,58 +161,227 @@ def test_triton_on_a_cpu_is_checked_and_has_no_latency() -> None:
     assert m.max_rel_error > 0, "it was compared with itself"
 
 
+def test_what_cannot_be_timed_is_checked_by_the_first_process_only() -> None:
+    m = measure("triton-fused-rmsnorm", "torch-native", replicate=1)[0]["triton-fused-rmsnorm"]
+    assert state(m) == (Status.UNAVAILABLE, Code.MISSING)
+    assert "only the first process" in str(m.reason)
+
+
+@pytest.fixture
+def saboteur() -> Any:
+    """The shipped saboteurs' names; what they remember is forgotten before and after."""
+
+    def forget() -> None:
+        saboteurs._kept.clear()
+        saboteurs._calls.update(dict.fromkeys(saboteurs._calls, 0))
+        tampered()
+
+    forget()
+    yield lambda name: f"norm_fusion.backends.saboteurs:{name}"
+    forget()
+
+
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "status", "code", "says"),
     [
-        ("skips_rows", "before timing"),
-        ("caches", "above the tolerance"),
-        ("remembers_by_address", "after timing"),
-        ("changes_its_input", "changed its input"),
-        ("returns_float64", "expected torch.float32"),
-        ("turns_lazy", "above the tolerance"),
+        ("stale_output", Status.WRONG, Code.WRONG_OUTPUT, "read at once"),
+        ("mutated_input", Status.WRONG, Code.MUTATED_INPUT, "while it was timed"),
+        ("wrong_dtype", Status.WRONG, Code.WRONG_KIND, "float8"),
+        ("wrong_shape", Status.WRONG, Code.WRONG_KIND, "shape"),
+        ("patched_clock", Status.WRONG, Code.TIMER, "it replaced time.perf_counter_ns"),
+        ("skipped_rows", Status.WRONG, Code.WRONG_OUTPUT, ""),
+        ("raises_late", Status.FAILED, Code.RAISED, "RuntimeError: the fiftieth call"),
     ],
 )
-def test_sabotage_is_wrong_and_costs_its_own_row(contestant: Callable[[str], None], name: str, says: str) -> None:
-    contestant(name)
-    measured = run()
-    assert measured["torch-native"].status is Status.WRONG
-    assert says in str(measured["torch-native"].reason)
+@pytest.mark.parametrize("sets_of", [2**16, 1], ids=["rotation", "one-set"])
+def test_a_saboteur_costs_its_own_row(
+    saboteur: Callable[[str], str], name: str, status: Status, code: Code, says: str, sets_of: int
+) -> None:
+    measured, parent = measure("torch-native", saboteur(name), "torch-eager", effort=LONGER, cache_bytes=sets_of)
+    m = measured.pop(saboteur(name))
+    assert state(m) == (status, code)
+    assert says in str(m.reason)
+    for other in measured.values():
+        assert state(other) == (Status.OK, None)
+        assert [(s.timer, s.cache) for s in other.series] == [("wall", "cold"), ("wall", "hot")]
+    assert {wrong for profile, _, wrong in parent.verdicts if profile != saboteur(name)} <= {None}
+
+
+def test_who_raises_late_leaves_and_the_others_series_is_taken_anew(saboteur: Callable[[str], str]) -> None:
+    measured, _ = measure("torch-native", saboteur("raises_late"), effort=LONGER)
+    assert measured[saboteur("raises_late")].series == []
+    for name in ("torch-native", ROOF):
+        assert [len(s.blocks) for s in measured[name].series] == [10, 10]
+        assert [sorted(s.positions) for s in measured[name].series] == [[0] * 5 + [1] * 5] * 2
+
+
+def test_who_is_lost_in_a_later_series_leaves_the_others_earlier_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def late(p: Operands) -> Launch:
+        def launch(x: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            if x.data_ptr() != addresses.setdefault("last", x.data_ptr()):
+                addresses["last"], addresses["same"] = x.data_ptr(), 0
+            addresses["same"] = addresses.get("same", 0) + 1
+            if addresses["same"] > 6:  # on one input again and again: it is hot
+                raise RuntimeError("too hot")
+            return norm(p)(x)
+
+        return launch
+
+    addresses: dict[str, int] = {}
+    install(monkeypatch, torch_native=late)
+    measured, _ = measure()
+    assert state(measured["torch-native"]) == (Status.FAILED, Code.RAISED)
+    assert [(s.timer, s.cache) for s in measured["torch-eager"].series] == [("wall", "cold"), ("wall", "hot")]
     assert measured["torch-eager"].status is Status.OK
 
 
-@pytest.mark.parametrize("cache_bytes", [1, 2**16], ids=["one-set", "several-sets"])
-def test_an_input_spoiled_during_timing_spoils_the_case(contestant: Callable[[str], None], cache_bytes: int) -> None:
-    contestant("spoils_its_input_later")
-    measured = run(cache_bytes=cache_bytes)
-    assert {m.status for m in measured.values()} == {Status.WRONG}
+def test_an_input_spoiled_where_nobody_watches_spoils_the_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def spoils(p: Operands) -> Launch:
+        def launch(x: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            y = norm(p)(x)
+            if calls == 12:
+                x[1, 0] += 1  # of sixteen rows one is watched on a CPU
+            return y
+
+        return launch
+
+    install(monkeypatch, torch_native=spoils)
+    measured, _ = measure("torch-native", "torch-eager", "no.such:thing", cache_bytes=1)
+    assert state(measured.pop("no.such:thing")) == (Status.UNAVAILABLE, Code.MISSING), "it was not there"
+    assert {state(m) for m in measured.values()} == {(Status.WRONG, Code.MUTATED_INPUT)}
     assert "an input was changed during timing" in str(measured["torch-eager"].reason)
 
 
-def test_a_contestant_that_raises_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtin.prepare
+def test_a_contestant_that_cannot_be_prepared_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(p: Operands) -> Launch:
+        raise RuntimeError("no kernel image\nlong trace")
 
-    def prepare(profile: str, operands: Operands, device: torch.device) -> Prepared:
-        if profile == "torch-native":
-            raise RuntimeError("no kernel image\nlong trace")
-        if profile == "torch-compile":
-            raise Unavailable("no compiler", "get one")
-        return real(profile, operands, device)
+    def missing(p: Operands) -> Launch:
+        raise Unavailable("no compiler", "get one")
 
-    monkeypatch.setattr(builtin, "prepare", prepare)
-    measured = run(CASE, "torch-eager", "torch-native", "torch-compile")
+    def full(p: Operands) -> Launch:
+        def launch(x: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        calls = iter([norm(p)] * 5)
+        return lambda x: next(calls, launch)(x)
+
+    install(monkeypatch, torch_native=fails, torch_compile=missing, torch_compile_max=full)
+    measured, _ = measure("torch-eager", "torch-native", "torch-compile", "torch-compile-max")
     assert measured["torch-eager"].status is Status.OK
-    assert (measured["torch-native"].status, measured["torch-native"].reason) == (
-        Status.FAILED,
-        "RuntimeError: no kernel image",
+    failed = measured["torch-native"]
+    assert (*state(failed), failed.reason) == (Status.FAILED, Code.RAISED, "RuntimeError: no kernel image")
+    absent = measured["torch-compile"]
+    assert (*state(absent), absent.reason, absent.remedy) == (
+        Status.UNAVAILABLE,
+        Code.MISSING,
+        "no compiler",
+        "get one",
     )
-    missing = measured["torch-compile"]
-    assert (missing.status, missing.reason, missing.remedy) == (Status.UNAVAILABLE, "no compiler", "get one")
+    assert state(measured["torch-compile-max"]) == (Status.FAILED, Code.OUT_OF_MEMORY)
+
+
+def fails_at(nth: int, error: Exception) -> Callable[[Operands], Launch]:
+    def make(p: Operands) -> Launch:
+        calls = 0
+
+        def launch(x: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            if calls == nth:
+                raise error
+            return norm(p)(x)
+
+        return launch
+
+    return make
+
+
+@pytest.mark.parametrize("nth", range(1, 7))
+def test_who_raises_while_it_is_examined_leaves_the_input_as_it_was(nth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the first one measured on it would be called a cheat."""
+    install(monkeypatch, torch_native=fails_at(nth, RuntimeError("no")))
+    measured, _ = measure("torch-eager", "torch-native")
+    assert state(measured["torch-native"]) == (Status.FAILED, Code.RAISED)
+    assert state(measured["torch-eager"]) == (Status.OK, None)
+
+
+@pytest.mark.parametrize("error", [MemoryError("no memory"), torch.OutOfMemoryError("no memory")])
+def test_who_runs_out_of_memory_while_it_is_timed_costs_its_own_row(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, torch_native=fails_at(9, error))
+    measured, _ = measure("torch-eager", "torch-native")
+    assert state(measured["torch-native"]) == (Status.FAILED, Code.OUT_OF_MEMORY)
+    assert state(measured["torch-eager"]) == (Status.OK, None)
+
+
+def test_who_changes_its_input_under_the_parents_clock_is_the_one_who_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    under: list[str] = []
+    real = FakeParent.ask
+
+    def ask(self: FakeParent, event: str, **data: Any) -> dict[str, Any]:
+        if event == "bracket":
+            under.append(data["profile"])
+        elif event == "bracket-end":
+            under.clear()
+        return real(self, event, **data)
+
+    def spoils(p: Operands) -> Launch:
+        def launch(x: torch.Tensor) -> torch.Tensor:
+            if under == ["torch-native"]:
+                x[0, 0] += 1
+            return norm(p)(x)
+
+        return launch
+
+    monkeypatch.setattr(FakeParent, "ask", ask)
+    install(monkeypatch, torch_native=spoils)
+    measured, _ = measure()
+    assert state(measured["torch-native"]) == (Status.WRONG, Code.MUTATED_INPUT)
+    assert state(measured["torch-eager"]) == (Status.OK, None)
+
+
+def test_who_has_no_series_says_so() -> None:
+    m = measure("torch-native", series=("device",))[0]["torch-native"]
+    assert (*state(m), m.reason) == (Status.FAILED, Code.RAISED, "not timed")
+
+
+def test_an_interruption_of_the_warm_up_is_nobodys_failure() -> None:
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 3  # when two contestants and the roof are prepared
+
+    measured, _ = measure(stop=stop)
+    assert {state(m) for m in measured.values()} == {(Status.UNAVAILABLE, Code.INTERRUPTED)}
 
 
 def test_a_case_that_cannot_fit_fails_before_it_takes_the_machine_down() -> None:
-    measured = run(Case.parse("rmsnorm-1000000x200000-float32"))
-    assert {m.status for m in measured.values()} == {Status.FAILED}
+    measured, _ = measure(case=Case.parse("rmsnorm-1000000x200000-float32"))
+    assert {state(m) for m in measured.values()} == {(Status.FAILED, Code.OUT_OF_MEMORY)}
     assert "out of memory: rmsnorm-1000000x200000-float32 needs about" in str(measured["torch-eager"].reason)
+    assert "use fewer rows" in str(measured["torch-eager"].remedy)
+
+
+def test_memory_that_runs_out_while_preparing_costs_the_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(p: Operands) -> Launch:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
+
+    install(monkeypatch, torch_native=full)
+    measured, _ = measure()
+    assert {state(m) for m in measured.values()} == {(Status.FAILED, Code.OUT_OF_MEMORY)}
+    assert "Tried to allocate" in str(measured["torch-eager"].reason)
 
 
 def test_an_interrupted_case_keeps_its_samples_and_says_so() -> None:
@@ -187,23 +392,54 @@ def test_an_interrupted_case_keeps_its_samples_and_says_so() -> None:
         asked += 1
         return asked > 6
 
-    measured = run(stop=stop)
+    measured, _ = measure(stop=stop)
     for m in measured.values():
-        assert 0 < sum(len(block) for block in m.series[0].blocks) < 15
+        assert m.status is Status.OK
+        (series,) = m.series
+        assert 0 < sum(len(block) for block in series.blocks) < 15
         assert any("interrupted" in note for note in m.notes)
+
+
+def test_who_was_not_reached_before_an_interruption_is_not_at_fault() -> None:
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 1
+
+    measured, _ = measure(stop=stop, control=True)
+    for name in ("torch-native", CONTROL, ROOF):
+        assert state(measured[name]) == (Status.UNAVAILABLE, Code.INTERRUPTED)
+        assert measured[name].remedy == "run it again"
+
+
+def test_rotation_that_does_not_leave_the_cache_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(case_module, "sets_in_rotation", lambda *_: 2)
+    measured, _ = measure("torch-native", cache_bytes=2**20)
+    assert measured["torch-native"].notes == ["not cold: 2 sets in rotation cover 0.25 MiB of a 1 MiB cache"]
+    assert measure("torch-native")[0]["torch-native"].notes == []
+
+
+def test_what_is_not_judged_is_timed_and_not_examined() -> None:
+    measured, parent = measure("torch-native", "known-empty")
+    m = measured["known-empty"]
+    assert m.status is Status.OK and len(m.series) == 2
+    assert (m.max_rel_error, m.checked_rows) == (None, None)
+    assert "known-empty" not in {name for name, _, _ in parent.verdicts}
 
 
 def test_without_a_compiler_torch_compile_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
-    m = run(CASE, "torch-eager", "torch-compile")["torch-compile"]
+    m = measure("torch-eager", "torch-compile")[0]["torch-compile"]
     assert m.status is Status.UNAVAILABLE
     assert "C++ compiler" in str(m.reason)
     assert "apt-get install g++" in str(m.remedy)
 
 
 def test_a_program_that_a_contestant_runs_and_lacks_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def prepare(profile: str, operands: Operands, device: torch.device) -> Prepared:
+    def lacking(p: Operands) -> Launch:
         def launch(x: torch.Tensor) -> torch.Tensor:
             try:
                 subprocess.run(["no-such-program"], check=True)
@@ -211,15 +447,39 @@ def test_a_program_that_a_contestant_runs_and_lacks_is_no_failure(monkeypatch: p
                 raise RuntimeError("the compiler failed") from error
             return x
 
-        return Prepared(launch, "lacking")
+        return launch
 
-    monkeypatch.setattr(builtin, "prepare", prepare)
-    m = run(CASE, "torch-native")["torch-native"]
-    assert m.status is Status.UNAVAILABLE
+    install(monkeypatch, torch_native=lacking)
+    m = measure("torch-native")[0]["torch-native"]
+    assert state(m) == (Status.UNAVAILABLE, Code.MISSING)
     assert "'no-such-program', which is not on PATH" in str(m.reason)
 
 
+def test_a_parent_that_is_gone_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one contestant after the other."""
+
+    def gone(self: FakeParent, event: str, **data: Any) -> dict[str, Any]:
+        raise EOFError("the process that started this one is gone")
+
+    monkeypatch.setattr(FakeParent, "ask", gone)
+    with pytest.raises(EOFError):
+        measure("torch-native")
+
+
+def test_the_control_is_prepared_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[str] = []
+    real = backends.prepare
+
+    def prepare(profile: str, operands: Operands, device: torch.device) -> Prepared:
+        prepared.append(profile)
+        return real(profile, operands, device)
+
+    monkeypatch.setattr(backends, "prepare", prepare)
+    measure(control=True)
+    assert prepared == ["torch-eager", "torch-native", "torch-native"]
+
+
 def test_torch_compile_is_really_compiled() -> None:
-    m = run(CASE, "torch-eager", "torch-compile")["torch-compile"]
+    m = measure("torch-eager", "torch-compile")[0]["torch-compile"]
     assert m.status is Status.OK
     assert "torch.compile" in str(m.resolved_backend)

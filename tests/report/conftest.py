@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from chromium import executable
 from examples import CPU, GPU, cpu_measurements, gpu_measurements, manifest, stored
+from examples import five as made_of_five
 from playwright.sync_api import Browser, sync_playwright
 
 from norm_fusion.report import page
@@ -22,6 +23,17 @@ def gpu(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
 @pytest.fixture(scope="session")
 def cpu(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
     return stored(tmp_path_factory.mktemp("runs"), manifest("20261122-124000-epyc", CPU), cpu_measurements)
+
+
+@pytest.fixture(scope="session")
+def five(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    """Five processes, judged."""
+    return made_of_five(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def five_page(five: RunStore) -> Path:
+    return page.write(five, five.path / "report.html")
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,24 @@
 """A run's folder: whole files, refused ids, and records that were tampered with."""
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
-from norm_fusion.records import SCHEMA, Record, Samples, Status
-from norm_fusion.runs.store import RunStore, StoreError, new_run_id
+from norm_fusion.records import SCHEMA, Conclusions, Conditions, Manifest, Record, Samples, Status
+from norm_fusion.runs import store as module
+from norm_fusion.runs.store import RunStore, StoreError, in_order, new_run_id
+from norm_fusion.spec import CONTROL, ROOF
+
+CASE = "rmsnorm-4x4-float16"
+EVIDENCE = Path(__file__).parents[2] / "evidence"
 
 
-def record(profile: str = "torch-eager") -> Record:
-    return Record(
+def record(profile: str = "torch-eager", **more: object) -> Record:
+    made = Record(
         run_id="a",
-        case="rmsnorm-4x4-float16",
+        case=CASE,
         op="rmsnorm",
         rows=4,
         cols=4,
@@ -21,8 +27,10 @@ def record(profile: str = "torch-eager") -> Record:
         status=Status.OK,
         timer="wall",
         cache="cold",
+        p50_ms=2.0,
         fingerprint="0" * 16,
     )
+    return made.model_copy(update=more)
 
 
 def samples(of: Record) -> Samples:
@@ -31,16 +39,18 @@ def samples(of: Record) -> Samples:
 
 def test_a_record_and_its_samples_come_back_as_written(tmp_path: Path) -> None:
     store = RunStore.create(tmp_path, "a")
-    kept = store.write(record(), samples(record()))
-    assert list(store.records()) == [kept]
-    assert store.samples(kept).blocks == [[1.0, 2.0], [3.0]]
+    unavailable = record("torch-compile", status=Status.UNAVAILABLE, timer="none", cache="none")
+    kept = store.keep(CASE, 0, 0, [(record(), samples(record())), (unavailable, None)])
+    assert list(store.records()) == kept
+    assert (kept[0].samples_file, kept[1].samples_file) == (f"samples/{CASE}.r0.json.gz", None)
+    assert store.samples(kept[0]) == samples(record())
     assert not list(store.path.rglob(".*")), "a temporary file was left behind"
 
 
 def test_the_stored_names_are_the_documented_ones(tmp_path: Path) -> None:
     store = RunStore.create(tmp_path, "a")
-    store.write(record(), None)
-    stored = json.loads((store.path / "records" / f"{record().key}.json").read_text())
+    store.keep(CASE, 0, 0, [(record(), None)])
+    (stored,) = json.loads((store.path / "records" / f"{CASE}.r0.json").read_text())
     documented = """run_id case op pass rows cols dtype profile resolved_backend status reason timer cache replicate
         p50_ms p95_ms noise_ratio gbps roof_gbps roof_share tflops speedup correct max_abs_error max_rel_error tolerance
         n_samples fingerprint"""
@@ -71,16 +81,30 @@ def test_a_run_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
         RunStore.open("b", tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", '{"run_id": "a"}', "\x00\xff", '{"schema_version": "x"}'],
-    ids=["empty", "cut", "list", "fields", "bytes", "schema"],
-)
-def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
+DAMAGED = {
+    "empty": "",
+    "cut": "[{",
+    "none": "[]",
+    "fields": '[{"run_id": "a"}]',
+    "bytes": "\x00\xff",
+    "schema": '{"schema_version": "x"}',
+    "number": "[" + "9" * 5000 + "]",
+    "deep": "[" * 100_000,
+    "items": "[3]",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_record_is_named_and_stops_no_other(tmp_path: Path, text: str) -> None:
     store = RunStore.create(tmp_path, "a")
+    kept = store.keep(CASE, 0, 1, [(record(), None)])
     (store.path / "records" / "x.json").write_text(text)
     with pytest.raises(StoreError, match=r"x\.json is not a readable record"):
         list(store.records())
+    records, left_out = store.read()
+    assert records == kept
+    assert len(left_out) == 1
+    assert f"{store.path / 'records' / 'x.json'} is not a readable record" in left_out[0]
 
 
 def test_a_newer_schema_is_refused_by_number(tmp_path: Path) -> None:
@@ -89,11 +113,13 @@ def test_a_newer_schema_is_refused_by_number(tmp_path: Path) -> None:
     (store.path / "records" / "x.json").write_text(json.dumps(data))
     with pytest.raises(StoreError, match=f"schema {SCHEMA + 1}.*update"):
         list(store.records())
+    (store.path / "records" / "x.json").write_text(json.dumps([data]))
+    assert "update" in store.read()[1][0]
 
 
 def test_samples_changed_after_the_fact_are_noticed(tmp_path: Path) -> None:
     store = RunStore.create(tmp_path, "a")
-    kept = store.write(record(), samples(record()))
+    (kept,) = store.keep(CASE, 0, 0, [(record(), samples(record()))])
     (store.path / str(kept.samples_file)).write_bytes(b"other")
     with pytest.raises(StoreError, match="changed after it was written"):
         store.samples(kept)
@@ -107,3 +133,133 @@ def test_a_record_cannot_name_samples_outside_its_run(tmp_path: Path) -> None:
 
 def test_run_ids_from_the_clock_differ() -> None:
     assert new_run_id() != new_run_id()
+
+
+def test_processes_and_attempts_have_files_of_their_own(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path, "a")
+    for attempt, replicate in ((0, 0), (0, 1), (1, 0)):
+        mine = record(attempt=attempt, replicate=replicate)
+        store.keep(CASE, attempt, replicate, [(mine, samples(mine))])
+    names = {path.name for path in (store.path / "records").iterdir()}
+    assert names == {f"{CASE}.r0.json", f"{CASE}.r1.json", f"{CASE}.a1.r0.json"}
+    assert [store.samples(kept).key for kept in store.records()] == [kept.key for kept in store.records()]
+
+
+def test_a_file_of_samples_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RunStore.create(tmp_path, "a")
+    mine = [record(f"torch-{i}") for i in range(9)]
+    kept = store.keep(CASE, 0, 0, [(one, samples(one)) for one in mine])
+    unpacked: list[int] = []
+    decompress = gzip.decompress
+    monkeypatch.setattr(module.gzip, "decompress", lambda data: unpacked.append(1) or decompress(data))
+    assert [store.samples(one).key for one in kept] == [one.key for one in mine]
+    assert len(unpacked) == 1
+
+
+def test_few_files_of_samples_stay_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "UNPACKED", 2)
+    store = RunStore.create(tmp_path, "a")
+    kept = [store.keep(CASE, 0, i, [(one, samples(one))])[0] for i in range(4) for one in [record(replicate=i)]]
+    assert [store.samples(one).key for one in kept * 2] == [one.key for one in kept * 2]
+    assert len(store._unpacked) == 2
+
+
+def test_samples_written_again_are_read_again(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path, "a")
+    (kept,) = store.keep(CASE, 0, 0, [(record(), samples(record()))])
+    store.samples(kept)
+    (again,) = store.keep(CASE, 0, 0, [(record(), samples(record()).model_copy(update={"blocks": [[7.0]]}))])
+    assert store.samples(again).blocks == [[7.0]]
+    with pytest.raises(StoreError, match="changed after it was written"):
+        store.samples(kept)
+
+
+def test_missing_and_foreign_samples_are_told(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path, "a")
+    (kept,) = store.keep(CASE, 0, 0, [(record(), samples(record()))])
+    with pytest.raises(StoreError, match="has no samples of .*torch-native"):
+        store.samples(kept.model_copy(update={"profile": "torch-native"}))
+    (store.path / str(kept.samples_file)).unlink()
+    with pytest.raises(StoreError, match=r"r0\.json\.gz is missing"):
+        RunStore(store.path).samples(kept)
+
+
+def test_records_are_checked_against_their_samples(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path, "a")
+    good, bad = record(replicate=0), record(replicate=1)
+    (first,) = store.keep(CASE, 0, 0, [(good, samples(good))])
+    (second,) = store.keep(CASE, 0, 1, [(bad, samples(bad))])
+    untimed = record("triton-x", status=Status.CHECKED, timer="none", cache="none", p50_ms=None)
+    assert store.verified([first, second, untimed]) == ([first, second, untimed], [])
+    kept, left_out = store.verified([first, second.model_copy(update={"p50_ms": 1.0}), untimed])
+    assert kept == [first, untimed]
+    assert "r1 was edited: its p50 is 1.0 ms, that of its samples 2.0 ms" in left_out[0]
+    (store.path / str(second.samples_file)).write_bytes(b"other")
+    kept, left_out = RunStore(store.path).verified([first, second])
+    assert kept == [first]
+    assert "changed after it was written" in left_out[0]
+
+
+@pytest.mark.parametrize("run", ["h200-seed", "h200-default", "h200-layernorm", "h200-sweep"])
+def test_runs_of_schema_1_stay_readable(run: str) -> None:
+    store = RunStore.open(run, EVIDENCE)
+    records, left_out = store.read()
+    assert left_out == []
+    assert {record.schema_version for record in records} == {1}
+    assert store.verified(records) == (records, [])
+    assert len(in_order(records, store.manifest())) == len(records) >= 24
+
+
+def test_conclusions_come_back_and_none_are_none(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path, "a")
+    assert store.conclusions() is None
+    made = Conclusions(rule=1, pooled=[record(replicate=None)], calls=[])
+    store.write_conclusions(made)
+    assert store.conclusions() == made
+    (store.path / "calls.json").write_text("{")
+    with pytest.raises(StoreError, match=r"calls\.json is not a readable conclusions"):
+        store.conclusions()
+
+
+def test_conditions_are_added_line_by_line_and_a_cut_line_costs_itself(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path, "a")
+    assert list(store.conditions()) == []
+    readings = [Conditions(at=f"t{i}", monotonic_s=float(i)) for i in range(4)]
+    store.append_conditions(readings[:2])
+    store.append_conditions(readings[2:3])
+    path = store.path / "conditions.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"at": "t9"')
+    assert list(store.conditions()) == readings[:3]
+    store.append_conditions(readings[3:])
+    assert list(store.conditions()) == readings
+    path.write_bytes(b"{\n" + path.read_bytes())
+    with pytest.raises(StoreError, match=r"conditions\.jsonl line 1 is not a reading"):
+        list(store.conditions())
+
+
+def test_the_order_is_that_of_the_question_then_control_then_roof_then_series() -> None:
+    manifest = Manifest(
+        run_id="a",
+        title="t",
+        question="q",
+        command=[],
+        cases=["b", "a"],
+        profiles=["torch-native", "torch-eager"],
+        device="cpu",
+        quick=False,
+        seed=0,
+        started_at="now",
+    )
+    expected = [
+        record("torch-native", case="b", cache="cold", replicate=None),
+        record("torch-native", case="b", cache="cold", replicate=0),
+        record("torch-native", case="b", cache="cold", replicate=1),
+        record("torch-native", case="b", cache="cold", replicate=0, attempt=1),
+        record("torch-native", case="b", cache="hot"),
+        record("torch-eager", case="b"),
+        record("file.py:mine", case="b"),
+        record(CONTROL, case="b"),
+        record(ROOF, case="b"),
+        record("torch-native", case="a"),
+    ]
+    assert in_order(reversed(expected), manifest) == expected

@@ -1,16 +1,30 @@
 """The registry: every implementation under test, by name. No torch here; a backend's code is imported when it runs.
 
-`prepare(profile, inputs)` of the module does all the set-up, compiling included, and returns the launch: a function
-of the input alone that allocates and returns the output. Every contestant enters at that same depth.
+`prepare(profile, operands, device)` does all the set-up, compiling included, and returns the launch: a function of the
+input alone that allocates and returns the output. Every contestant enters at that same depth.
+
+builtin.py  PyTorch's and our own      user.py  a user's function, module:function
+known.py    known answers and saboteurs, for `norm-fusion check-harness`      roof.py  copy, read and write
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from norm_fusion.spec import BASELINE, BASELINE_OF, Op, Profile, SpecError
 
+if TYPE_CHECKING:
+    import torch
+
+    from norm_fusion.backends.builtin import Operands, Prepared
+
 BOTH = (Op.RMSNORM, Op.LAYERNORM)
+
+# Microseconds that known answers take, and the ratios between them.
+SPIN_US = (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+SPIN_RATIOS = ("1.00", "1.02", "1.05", "1.50")
 
 PROFILES: tuple[Profile, ...] = (
     Profile("torch-eager", "torch", BOTH, "unfused PyTorch composition in fp32, as Hugging Face's Llama writes it"),
@@ -19,7 +33,25 @@ PROFILES: tuple[Profile, ...] = (
     Profile("torch-compile-max", "torch", BOTH, "the same, mode max-autotune-no-cudagraphs"),
     Profile("triton-fused-rmsnorm", "triton", (Op.RMSNORM,), "norm_fusion.rms_norm: one fused Triton kernel"),
     Profile("triton-fused-layernorm", "triton", (Op.LAYERNORM,), "norm_fusion.layer_norm: one fused Triton kernel"),
+    # The harness's own, never part of "all": what they do is in known.py.
+    Profile("known-norm", "check", BOTH, "one kernel"),
+    Profile("known-norm-again", "check", BOTH, "the same kernel under another name"),
+    Profile("known-base", "check", BOTH, "the kernel and a spin; on a CPU four calls of it"),
+    Profile("known-slower-3", "check", BOTH, "that, and 3% longer"),
+    Profile("known-slower-5", "check", BOTH, "that, and 5% longer"),
+    Profile("known-slower-25", "check", BOTH, "that, and 25% longer"),
+    Profile("known-noisy", "check", BOTH, "the kernel, disturbed at random"),
+    Profile("known-drifting", "check", BOTH, "the kernel, slower from call to call"),
+    Profile("known-empty", "check", BOTH, "nothing at all", judged=False),
+    *(
+        Profile(f"known-spin-{us}-{ratio}", "check", BOTH, "a spin of known duration", judged=False)
+        for us in SPIN_US
+        for ratio in SPIN_RATIOS
+    ),
 )
+
+# A user's own function, for one operator or for all.
+USERS = re.compile(rf"(?:(?P<op>{'|'.join(Op)})=)?(?P<module>[A-Za-z_][\w.]*):(?P<function>[A-Za-z_]\w*)")
 
 BY_NAME = {profile.name: profile for profile in PROFILES}
 FAMILIES = ("all", "torch", "triton")
@@ -35,7 +67,7 @@ def select(names: Sequence[str], ops: Iterable[Op]) -> tuple[str, ...]:
     chosen: set[str] = set()
     for name in names:
         if name in FAMILIES:
-            chosen |= {p.name for p in PROFILES if name in ("all", p.family)}
+            chosen |= {p.name for p in PROFILES if p.family in FAMILIES and name in ("all", p.family)}
         elif name == BASELINE:
             chosen |= {BASELINE_OF[op] for op in wanted}
         elif name in BY_NAME:
@@ -49,6 +81,63 @@ def select(names: Sequence[str], ops: Iterable[Op]) -> tuple[str, ...]:
     return serving
 
 
+def contestant(text: str) -> str:
+    """The profile that `--contestant` means: `module:function`, or `rmsnorm=module:function` for one operator only.
+
+    Raises:
+        SpecError: it is neither.
+    """
+    if USERS.fullmatch(text) is None:
+        raise SpecError(
+            f"contestant {text[:80]!r} is not module:function: write it like mykernels:rms_norm, "
+            "or rmsnorm=mykernels:rms_norm for one operator only"
+        )
+    return text
+
+
+def is_users(name: str) -> bool:
+    """Is this profile a user's own function?"""
+    return USERS.fullmatch(name) is not None
+
+
 def serves(name: str, op: Op) -> bool:
     """Does this profile implement this operator?"""
+    users = USERS.fullmatch(name)
+    if users is not None:
+        return users["op"] is None or users["op"] == op
     return op in BY_NAME[name].ops
+
+
+def judged(name: str) -> bool:
+    """Are this profile's outputs a normalization, and examined?"""
+    return name not in BY_NAME or BY_NAME[name].judged
+
+
+def controlled(names: Sequence[str], device: str) -> str:
+    """Which of a case's profiles runs a second time, as A/A control: the one that the claims are about.
+
+    On a CPU it is PyTorch's own operator, since our kernels cannot be timed there.
+    """
+    others = [name for name in names if not name.startswith("torch-")]
+    if device == "cpu":
+        others = [name for name in others if not name.startswith("triton-")] + ["torch-native", "torch-eager"]
+    return next((name for name in others if name in names), names[0])
+
+
+def prepare(profile: str, operands: Operands, device: torch.device) -> Prepared:
+    """Set a profile up for these operands. Compiling happens at the first launch, which warm-up makes.
+
+    Raises:
+        Unavailable: something that the profile needs is missing on this machine.
+    """
+    if USERS.fullmatch(profile):
+        from norm_fusion.backends import user
+
+        return user.prepare(profile, operands)
+    if BY_NAME[profile].family == "check":
+        from norm_fusion.backends import known
+
+        return known.prepare(profile, operands, device)
+    from norm_fusion.backends import builtin
+
+    return builtin.prepare(profile, operands, device)

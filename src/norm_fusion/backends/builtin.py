@@ -41,11 +41,16 @@ class Operands:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A contestant ready to run. `resolved` names what really runs; `timed` is False in Triton's interpreter."""
+    """A contestant ready to run.
+
+    `resolved` names what really runs; `timed` is False in Triton's interpreter; `judged` is False for what computes no
+    normalization: the harness's known answers.
+    """
 
     launch: Launch
     resolved: str
     timed: bool = True
+    judged: bool = True
 
 
 def prepare(profile: str, operands: Operands, device: torch.device) -> Prepared:
@@ -65,6 +70,15 @@ def prepare(profile: str, operands: Operands, device: torch.device) -> Prepared:
         mode = "max-autotune-no-cudagraphs"
         return Prepared(_compiled(operands, device, mode), f"torch.compile(dynamic=False, mode={mode!r})")
     return _fused(operands, device)
+
+
+def missing_program(error: BaseException | None) -> str | None:
+    """The program whose absence is behind an exception: a compiler, say, or what a compiler's driver calls."""
+    while error is not None:
+        if isinstance(error, FileNotFoundError) and error.filename and os.sep not in str(error.filename):
+            return str(error.filename)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _eager(p: Operands) -> Launch:
@@ -101,6 +115,10 @@ def _compiled(p: Operands, device: torch.device, mode: str | None) -> Launch:
         _require("torch.compile", "C++", "CXX", ("g++", "clang++"))
     else:
         _require("torch.compile", "C", "CC", ("gcc", "clang"))
+    from torch._inductor import config
+
+    # Each process tunes anew: a choice kept on disk would be the same in all, and their spread would not show it.
+    config.autotune_local_cache = False
     # Bound as arguments, not closed over: what is compiled is the native call and nothing else.
     if p.op is Op.RMSNORM:
         rms = torch.compile(F.rms_norm, dynamic=False, mode=mode, fullgraph=True)

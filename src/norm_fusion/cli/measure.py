@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -16,18 +17,23 @@ from norm_fusion.cli.options import (
     EXIT_CODES,
     SETTINGS,
     BackendOption,
+    BudgetOption,
+    ContestantOption,
     DeviceOption,
     JsonOption,
     OutputOption,
+    PrecisionOption,
+    ProcessesOption,
     QuickOption,
     RunIdOption,
+    TimeoutOption,
     VersionOption,
     bench,
     lab,
     print_run,
     usage,
 )
-from norm_fusion.spec import DEFAULT_CASES, ITEMSIZE, Case, Op, SpecError, parse_shape
+from norm_fusion.spec import DEFAULT_CASES, FEWEST, ITEMSIZE, MOST, Case, Op, SpecError, parse_shape
 
 
 @bench.command(context_settings=SETTINGS, epilog=EXIT_CODES)
@@ -49,11 +55,16 @@ def _benchmark(
         typer.Option("--dtype", metavar="DTYPE", help=f"{', '.join(ITEMSIZE)}; repeatable.  [default: float16]"),
     ] = None,
     backend: BackendOption = None,
+    contestant: ContestantOption = None,
     device: DeviceOption = "auto",
+    processes: ProcessesOption = None,
+    precision: PrecisionOption = "1%",
+    budget: BudgetOption = 600,
+    timeout: TimeoutOption = 300,
+    quick: QuickOption = False,
     run_id: RunIdOption = None,
     output: OutputOption = Path("runs"),
     json: JsonOption = False,
-    quick: QuickOption = False,
     version: VersionOption = False,
 ) -> None:
     """How much does a fused normalization kernel move latency on this machine?
@@ -77,12 +88,12 @@ def _benchmark(
             question="How much does a fused normalization kernel move latency on this machine?",
             suite=None,
             cases=cases,
-            profiles=profiles,
+            profiles=(*profiles, *(backends.contestant(text) for text in contestant or [])),
             device=device,
+            pace=_pace(processes, precision, budget, timeout, quick),
             run_id=run_id,
             output=output,
             json=json,
-            quick=quick,
         )
 
 
@@ -91,11 +102,16 @@ def _run(
     context: typer.Context,
     suite: Annotated[str, typer.Argument(help="A suite's name (see `norm-fusion suites`), or a .toml file.")],
     backend: BackendOption = None,
+    contestant: ContestantOption = None,
     device: DeviceOption = "auto",
+    processes: ProcessesOption = None,
+    precision: PrecisionOption = "1%",
+    budget: BudgetOption = 600,
+    timeout: TimeoutOption = 300,
+    quick: QuickOption = False,
     run_id: RunIdOption = None,
     output: OutputOption = Path("runs"),
     json: JsonOption = False,
-    quick: QuickOption = False,
 ) -> None:
     """Run a suite and keep it. Its optional parts are switched on by --include-NAME.
 
@@ -121,13 +137,46 @@ def _run(
             question=chosen.question,
             suite=chosen.name,
             cases=cases,
-            profiles=profiles,
+            profiles=(*profiles, *(backends.contestant(text) for text in contestant or [])),
             device=device,
+            pace=_pace(processes, precision, budget, timeout, quick),
             run_id=run_id,
             output=output,
             json=json,
-            quick=quick,
         )
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many processes measure, how precisely and for how long."""
+
+    fewest: int
+    most: int
+    precision: float
+    budget_s: float | None
+    timeout_s: float
+    quick: bool
+
+
+def _pace(processes: str | None, precision: str, budget: float, timeout: float, quick: bool) -> Pace:
+    if quick and processes is not None:
+        raise SpecError("--quick means one process: leave out --processes, or --quick")
+    asked = re.fullmatch(r"([0-9]{1,3})(?::([0-9]{1,3}))?", processes or f"{FEWEST}:{MOST}")
+    if asked is None:
+        raise SpecError(f"--processes {processes!r} is not K or K:MOST: write it like 5 or 5:15")
+    fewest = int(asked[1])
+    most = int(asked[2] or fewest)
+    if not 1 <= fewest <= most:
+        raise SpecError(f"--processes {processes}: it must be at least 1, and MOST at least as many")
+    number = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(%?)", precision.strip())
+    width = 0.0 if number is None else float(number[1]) / (100 if number[2] else 1)
+    if not 0 < width < 1:
+        raise SpecError(f"--precision {precision!r} is no share between 0 and 1: write it like 1% or 0.01")
+    if budget < 0 or timeout <= 0:
+        raise SpecError("--budget must be 0 or more, and --timeout more than 0: both in seconds")
+    if quick:
+        fewest = most = 1
+    return Pace(fewest, most, width, budget or None, timeout, quick)
 
 
 def _measure(
@@ -138,10 +187,10 @@ def _measure(
     cases: tuple[Case, ...],
     profiles: tuple[str, ...],
     device: str,
+    pace: Pace,
     run_id: str | None,
     output: Path,
     json: bool,
-    quick: bool,
 ) -> NoReturn:
     """Run, print, and exit with the run's code."""
     import random
@@ -150,7 +199,7 @@ def _measure(
     from rich.console import Console
 
     from norm_fusion import engine
-    from norm_fusion.records import Manifest
+    from norm_fusion.records import Conclusions, Manifest
     from norm_fusion.report.progress import Watch
     from norm_fusion.runs import store
     from norm_fusion.spec import Shard
@@ -160,7 +209,8 @@ def _measure(
     if (output / run_id).exists():
         raise SpecError(f"run {run_id!r} exists in {output} and is never overwritten: choose another --run-id")
     seed = random.SystemRandom().randrange(2**31)
-    shard = Shard(run_id, cases, profiles, device, seed=seed, quick=quick)
+    shard = Shard(run_id, cases, profiles, device, seed=seed, quick=pace.quick)
+    plan = engine.Plan(shard, pace.fewest, pace.most, pace.precision, pace.budget_s, pace.timeout_s)
     manifest = Manifest(
         run_id=run_id,
         title=title,
@@ -170,18 +220,24 @@ def _measure(
         cases=[case.name for case in cases],
         profiles=list(profiles),
         device=device,
-        quick=quick,
+        quick=pace.quick,
         seed=seed,
+        fewest=pace.fewest,
+        most=pace.most,
+        precision=pace.precision,
+        budget_s=pace.budget_s,
         started_at=store.now(),
     )
     console = Console(stderr=True)
     with Watch(console) as watch:
-        outcome = engine.run(shard, manifest, lambda: store.RunStore.create(output, run_id), watch)
+        outcome = engine.run(plan, manifest, lambda: store.RunStore.create(output, run_id), watch)
     assert outcome.manifest is not None
     if not outcome.kept:
         console.print(outcome.problem or "interrupted before anything was measured: nothing was kept")
         raise typer.Exit(outcome.exit_code)
-    print_run(outcome.manifest, store.in_order(outcome.records, outcome.manifest), json)
+    # Without conclusions (the disk was full, say) what was measured is shown as it is.
+    concluded = outcome.conclusions or Conclusions(rule=0, pooled=outcome.records, calls=[])
+    print_run(outcome.manifest, concluded, json)
     if outcome.problem is not None:
         console.print(f"{outcome.problem}; what is shown was measured", style="red", soft_wrap=True, highlight=False)
     command = "norm-fusion" if shutil.which("norm-fusion") else f"{os.path.relpath(sys.executable)} -m norm_fusion"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from norm_fusion import __version__
-from norm_fusion.spec import SpecError
+from norm_fusion.spec import FEWEST, MOST, SpecError
 
 if TYPE_CHECKING:
-    from norm_fusion.records import Manifest, Record
+    from norm_fusion.records import Conclusions, Manifest
 
 EXIT_CODES = (
-    "Exit codes: 0 all rows ok or unavailable; 1 a row is wrong or failed; 2 bad usage; "
+    "Exit codes: 0 all rows ok or unavailable; 1 a row is wrong or failed (it raised, crashed or hung); 2 bad usage; "
     "130 or 143 interrupted (what was measured is kept and shown)."
 )
 DEVICES = "auto, cpu, cuda or cuda:N"
@@ -50,7 +50,43 @@ OutputOption = Annotated[Path, typer.Option("--output", metavar="DIR", help="Fol
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON array of records on stdout and nothing else there.")
 ]
-QuickOption = Annotated[bool, typer.Option("--quick", help="Fewer samples: a first look.")]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="One process, no reruns: figures for a first look, without intervals and calls.")
+]
+ProcessesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--processes",
+        metavar="K[:MOST]",
+        help="Measure in K fresh processes, and add more, up to MOST, until the intervals are as narrow as --precision "
+        f"asks; K alone means exactly K.  [default: {FEWEST}:{MOST}]",
+    ),
+]
+PrecisionOption = Annotated[
+    str,
+    typer.Option("--precision", metavar="P", help="Half-width of the 95% intervals at which to stop, like 1% or 0.01."),
+]
+BudgetOption = Annotated[
+    float,
+    typer.Option(
+        "--budget",
+        metavar="SECONDS",
+        help="Start no further process that would end later than so; the first always runs. 0: no limit.",
+    ),
+]
+TimeoutOption = Annotated[
+    float,
+    typer.Option("--timeout", metavar="SECONDS", help="Give a contestant up that shows no sign of life for so long."),
+]
+ContestantOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--contestant",
+        metavar="MODULE:FUNCTION",
+        help="Your own kernel beside the others, called like torch.nn.functional's: (x, shape, weight, eps), for "
+        "LayerNorm (x, shape, weight, bias, eps). rmsnorm=MODULE:FUNCTION serves one operator; repeatable.",
+    ),
+]
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 bench = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -88,15 +124,19 @@ def usage(command: str) -> Iterator[None]:
     raise typer.Exit(2)
 
 
-def print_run(manifest: Manifest, records: list[Record], json: bool) -> None:
+def print_run(manifest: Manifest, conclusions: Conclusions, json: bool) -> None:
+    """Print a run: its pooled records as JSON, or the tables, notes and answer of them and of its calls."""
+    from norm_fusion.report.rows import rows_of
+
+    rows = rows_of(conclusions, manifest)
     if json:
-        rows = ",\n".join(record.model_dump_json(by_alias=True) for record in records)
-        typer.echo(f"[\n{rows}\n]" if rows else "[]")
+        records = [record for row in rows for record in row.series.values()]
+        lines = ",\n".join(record.model_dump_json(by_alias=True) for record in records)
+        typer.echo(f"[\n{lines}\n]" if lines else "[]")
         return
     from rich.console import Console
 
-    from norm_fusion.report.rows import join
     from norm_fusion.report.table import PIPE_WIDTH, show
 
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    show(Console(width=PIPE_WIDTH) if piped else Console(), manifest, join(records))
+    show(Console(width=PIPE_WIDTH) if piped else Console(), manifest, rows)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from norm_fusion import backends
 from norm_fusion.cli.options import JsonOption, OutputOption, lab, print_run, usage
 from norm_fusion.spec import SpecError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @lab.command("suites")
@@ -35,16 +39,19 @@ RunArgument = Annotated[str, typer.Argument(help="A run's id, or its folder.")]
 
 @lab.command("show")
 def _show(run: RunArgument, output: OutputOption = Path("runs"), json: JsonOption = False) -> None:
-    """Print a run again, as it was printed when it was measured."""
-    from norm_fusion.runs.store import RunStore, in_order
+    """Print a run again, as it was printed when it was measured: its processes pooled."""
+    from norm_fusion.evidence.stored import concluded
+    from norm_fusion.runs.store import RunStore
 
     with usage("norm-fusion show"):
         store = RunStore.open(run, output)
         manifest = store.manifest()
-        records = in_order(store.records(), manifest)
-        if not records:
+        made, left_out = concluded(store, manifest)
+        _name("norm-fusion show", left_out)
+        if not made.pooled:
             raise SpecError(f"run {run!r} has no records")
-        print_run(manifest, records, json)
+        print_run(manifest, made, json)
+        raise typer.Exit(int(bool(left_out)))
 
 
 @lab.command("report")
@@ -57,6 +64,7 @@ def _report(
     ] = None,
 ) -> None:
     """Make one self-contained HTML page of a run: plots, tables and environment, readable offline."""
+    from norm_fusion.evidence.stored import concluded
     from norm_fusion.runs.store import RunStore
 
     with usage("norm-fusion report"):
@@ -65,4 +73,164 @@ def _report(
             from norm_fusion.report import page as pages
         except ModuleNotFoundError as missing:
             raise SpecError(f"a report needs {missing.name}: install norm-fusion[report]") from None
-        typer.echo(pages.write(store, page or store.path / "report.html"))
+        made, left_out = concluded(store, store.manifest())
+        _name("norm-fusion report", left_out)
+        typer.echo(pages.write(store, page or store.path / "report.html", made))
+        raise typer.Exit(int(bool(left_out)))
+
+
+@lab.command(
+    "judge",
+    epilog="Exit codes: 0 judged, whatever changed; 1 a file was left out, as it cannot be read or was changed; "
+    "2 bad usage.",
+)
+def _judge(
+    run: RunArgument,
+    output: OutputOption = Path("runs"),
+    write: Annotated[
+        bool, typer.Option("--write", help="Store the new calls as the run's calls.json. Not where a file is left out.")
+    ] = False,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON array of calls, each with what it was, on stdout."),
+    ] = False,
+) -> None:
+    """Judge a run again from its records and samples alone, and say which calls changed.
+
+    A call is the label of one claim ("this kernel is faster than that one here"): supported, regression, no
+    difference, inconclusive, rerun noise or invalid, by a rule that has a version. Nothing is measured.
+
+    \b
+    Examples:
+      norm-fusion judge first
+      norm-fusion judge runs/first --write
+      norm-fusion judge first --json | jq '.[] | select(.label == "supported") | {case, profile, baseline, low}'
+    """
+    from norm_fusion.evidence.stored import rejudged
+    from norm_fusion.records import Conclusions
+    from norm_fusion.report import verdicts
+    from norm_fusion.runs.store import RunStore, StoreError
+
+    with usage("norm-fusion judge"):
+        store = RunStore.open(run, output)
+        stored: Conclusions | None = None
+        unreadable = []
+        try:
+            stored = store.conclusions()
+        except StoreError as error:
+            unreadable.append(str(error))
+        made, records, left_out = rejudged(store, store.manifest())
+        _name("norm-fusion judge", unreadable + left_out)
+        if not records:
+            raise SpecError(f"run {run!r} has no records")
+        if json:
+            was = {call.claim: call for call in stored.calls} if stored else {}
+            _print_array(
+                call.model_dump(mode="json")
+                | {"was": was[call.claim].model_dump(mode="json") if call.claim in was else None}
+                for call in made.calls
+            )
+        else:
+            verdicts.show_calls(_console(), made, stored)
+        if write and left_out:
+            typer.echo("norm-fusion judge: nothing stored: bring these files back, or delete them, first", err=True)
+        elif write:
+            store.write_conclusions(made)
+        raise typer.Exit(int(bool(unreadable + left_out)))
+
+
+@lab.command(
+    "compare",
+    epilog="Exit codes: 0 compared; 1 a row has a label that --fail-on names, or a file was left out; 2 bad usage, "
+    "unlike runs, or no row in common.",
+)
+def _compare(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="The run before: its id, or its folder.")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="The run after.")],
+    output: OutputOption = Path("runs"),
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow",
+            metavar="NAME",
+            help="Compare although they differ in this: device, machine, clocks, driver, torch, triton, inductor, "
+            "peers, python, commit, quick or all; repeatable.",
+        ),
+    ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-on",
+            metavar="LABEL",
+            help="Exit with 1 where a row is this: regression, supported, difference (either), no-difference, "
+            "inconclusive, rerun-noise or invalid; repeatable.",
+        ),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON array of rows on stdout and nothing else there.")
+    ] = False,
+) -> None:
+    """Compare two runs row by row: what became faster, what slower, what cannot be told.
+
+    "B faster by" is the time in RUN_A over that in RUN_B, with Welch's 95% interval over their processes.
+    A difference counts from 2%. The copy is compared too: where the roof changed, the machine did. Runs on unlike
+    machines or software are refused, unless the difference is what you ask about: then allow it by name.
+
+    \b
+    Examples:
+      norm-fusion compare before after --allow commit --fail-on regression
+      norm-fusion compare torch-2.12 torch-2.13 --allow torch --allow triton
+      norm-fusion compare h100/first h200/first --allow all --json | jq '.[] | {case, profile, speedup}'
+    """
+    from dataclasses import asdict
+
+    from norm_fusion.evidence.compare import FAILURES, Side, compare
+    from norm_fusion.evidence.stored import rejudged
+    from norm_fusion.report import verdicts
+    from norm_fusion.runs.store import RunStore
+
+    with usage("norm-fusion compare"):
+        for name in fail_on or []:
+            if name not in FAILURES:
+                raise SpecError(f"--fail-on {name!r} is unknown: choose from {', '.join(FAILURES)}")
+        sides, names, left_out = [], [], []
+        for run in (run_a, run_b):
+            store = RunStore.open(run, output)
+            manifest = store.manifest()
+            made, records, odd = rejudged(store, manifest)
+            sides.append(Side(manifest, made.pooled, records))
+            names.append(manifest.run_id)
+            left_out += odd
+        _name("norm-fusion compare", left_out)
+        found = compare(sides[0], sides[1], allowed=allow or [])
+        if json:
+            _print_array(asdict(row) for row in found.rows)
+        else:
+            verdicts.show_comparison(_console(), found, names[0], names[1])
+        wanted = {label for name in fail_on or [] for label in FAILURES[name]}
+        failed = any(row.counts and row.label in wanted for row in found.rows)
+        raise typer.Exit(int(failed or bool(left_out)))
+
+
+def _console() -> Console:
+    """The terminal; a pipe, which has no width, is wide enough for a row."""
+    import os
+    import sys
+
+    from rich.console import Console
+
+    from norm_fusion.report.table import PIPE_WIDTH
+
+    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=PIPE_WIDTH)
+
+
+def _name(command: str, left_out: Iterable[str]) -> None:
+    for said in left_out:
+        typer.echo(f"{command}: left out: {said}", err=True)
+
+
+def _print_array(items: Iterable[Mapping[str, object]]) -> None:
+    from json import dumps
+
+    rows = ",\n".join(dumps(item) for item in items)
+    typer.echo(f"[\n{rows}\n]" if rows else "[]")

@@ -1,35 +1,54 @@
-"""One case: prepare every contestant, verify it, sample all of them together, verify again."""
+"""One case: prepare every contestant, examine it, sample all of them together, examine it again."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from norm_fusion import backends
 from norm_fusion.backends import builtin, roof
-from norm_fusion.measure.correctness import Check, check, draw_input, draw_operands, poison, spread_rows
+from norm_fusion.measure import graphs, timing
+from norm_fusion.measure.correctness import Check, check, spread_rows
 from norm_fusion.measure.environment import available_bytes
-from norm_fusion.measure.timing import Bench, Contestant, Interrupted, first_line, missing_program, sets_in_rotation
+from norm_fusion.measure.examine import Examiner, Wrong
+from norm_fusion.measure.graphs import first_line
+from norm_fusion.measure.inputs import draw_input, draw_operands
+from norm_fusion.measure.parent import Parent
+from norm_fusion.measure.ring import Contestant, Interrupted, Lost, Ring, Stop, sets_in_rotation
 from norm_fusion.metrics import percentile
-from norm_fusion.records import Measurement, Status
-from norm_fusion.spec import ROOF, Case, Effort
+from norm_fusion.records import Cache, Code, Measurement, Status, Timer
+from norm_fusion.spec import CONTROL, ROOF, Case, Effort, Shard
 
 # A kernel in the interpreter takes about 10 ms a program: rows enough to meet every mask and the last program.
 INTERPRETED_ROWS = 64
-# On a CPU a fp64 reference of all rows costs more than the timing; in-run verifications take a sample.
-CPU_SAMPLED_ROWS = 256
-# Values that poisoned memory holds: one that spreads, one that looks like a result.
-POISONS = (float("nan"), 1234.5)
-# What is added to the input meanwhile: a kernel may treat rows far from zero in a way of its own.
-SHIFTS = (0.0, 3.0)
+# The parent's clock around so many milliseconds of calls: pipes cost 0.1 ms of it.
+BRACKET_MS = 20.0
 
-CUDA_SERIES = ("graph", "device", "host", "wall")
-CPU_SERIES = ("wall",)
+# Every series, in the order of sampling. The eager ones come last: they may allocate what the graphs have to keep.
+CUDA_SERIES: tuple[tuple[Timer, Cache], ...] = (
+    ("graph", "cold"),
+    ("device", "cold"),
+    ("device", "hot"),
+    ("host", "cold"),
+    ("wall", "cold"),
+)
+CPU_SERIES: tuple[tuple[Timer, Cache], ...] = (("wall", "cold"), ("wall", "hot"))
+
+
+def series_of(shard: Shard, device: str) -> list[tuple[Timer, Cache]]:
+    """The series to sample on a kind of device: those that the shard asks for, all where it asks for none."""
+    every = CPU_SERIES if device == "cpu" else CUDA_SERIES
+    wanted = set(shard.series)
+    return [(timer, cache) for timer, cache in every if not wanted or wanted & {timer, f"{timer}-{cache}"}]
+
+
+class Broken(Exception):
+    """The device does not work any more in this process: another one has to go on."""
 
 
 @dataclass
@@ -38,56 +57,66 @@ class Outcome:
 
     profile: str
     status: Status = Status.OK
+    code: Code | None = None
     reason: str | None = None
     remedy: str | None = None
     resolved: str | None = None
+    control_of: str | None = None
     checks: list[Check] = field(default_factory=list)
     contestant: Contestant | None = None
 
-    def fail(self, status: Status, reason: str, remedy: str | None = None) -> None:
-        self.status, self.reason, self.remedy = status, reason, remedy
+    def fail(self, status: Status, code: Code, reason: str, remedy: str | None = None) -> None:
+        self.status, self.code, self.reason, self.remedy = status, code, reason, remedy
         self.contestant = None
 
     def judge(self, found: Check, when: str) -> None:
-        """Take a verification in; the first wrong one decides."""
+        """Take an examination in; the first wrong one decides."""
         self.checks.append(found)
         if found.wrong and self.status is not Status.WRONG:
-            self.status, self.reason = Status.WRONG, f"{found.wrong} ({when})"
+            self.status, self.code, self.reason = Status.WRONG, found.code, f"{found.wrong} ({when})"
 
 
 @dataclass
 class CaseRun:
-    """Measures one case on one device. `progress(what)` is told of each step; `stop()` asks to end early."""
+    """Measures one case of a shard on one device."""
 
     case: Case
-    profiles: Sequence[str]
+    shard: Shard
     device: torch.device
     effort: Effort
     cache_bytes: int
-    seed: int
-    progress: Callable[[str], None]
-    stop: Callable[[], bool]
+    ceilings: Mapping[str, float]
+    parent: Parent
+    stop: Stop
 
     def run(self) -> list[Measurement]:
-        """A measurement for every profile that serves the operator, and one for the roof."""
-        names = [name for name in self.profiles if backends.serves(name, self.case.op)]
-        self.outcomes = {name: Outcome(name) for name in (*names, ROOF)}
+        """A measurement for every profile that serves the operator, one for the control and one for the roof."""
+        skipped = {profile for case, profile in self.shard.skip if case == self.case.name}
+        names = [p for p in self.shard.profiles if backends.serves(p, self.case.op) and p not in skipped]
+        self.outcomes = {name: Outcome(name) for name in names}
+        self.ring: Ring | None = None
+        if self.shard.yardsticks:
+            if names and CONTROL not in skipped:
+                original = backends.controlled(names, self.device.type)
+                self.outcomes[CONTROL] = Outcome(CONTROL, control_of=original)
+            self.outcomes[ROOF] = Outcome(ROOF)
         try:
+            self.progress("draw inputs")
             self._allocate()
-            self._prepare(names)
-            self._sample()
-            self._verify_after()
-        except Interrupted:
             for outcome in self.outcomes.values():
-                if outcome.contestant is None and outcome.status is Status.OK:
-                    outcome.fail(Status.UNAVAILABLE, "the run was interrupted before it was measured", "run it again")
-                elif outcome.contestant is not None:
-                    outcome.contestant.notes.append("interrupted: fewer samples than the protocol asks for")
+                self._prepare(outcome)
+            self._sample()
+            self._examine_after()
+        except Interrupted:
+            self._interrupted()
         except torch.OutOfMemoryError as error:
             self._fail_all(f"out of memory: {first_line(error)}")
         except MemoryError as error:
             self._fail_all(str(error))
         return [self._measurement(outcome) for outcome in self.outcomes.values()]
+
+    def progress(self, what: str) -> None:
+        self.parent.send("progress", case=self.case.name, what=what)
 
     def _allocate(self) -> None:
         sets = sets_in_rotation(2 * self.case.input_bytes, self.cache_bytes)
@@ -100,71 +129,81 @@ class CaseRun:
                 f"out of memory: {self.case.name} needs about {needed / 2**30:.1f} GiB, "
                 f"{there / 2**30:.1f} GiB are free: use fewer rows, columns or backends"
             )
-        self.inputs = [self._input(i) for i in range(sets)]
-        self.operands = draw_operands(self.case, self.device, self.seed)
-        sampled = spread_rows(self.case, CPU_SAMPLED_ROWS, self.device)
-        self.sampled_rows = sampled if self.device.type == "cpu" else None
+        seed = self.shard.seed
+        self.inputs: list[Tensor] = [draw_input(self.case, self.device, seed + 1 + i) for i in range(sets)]
+        self.operands = draw_operands(self.case, self.device, seed)
+        self.examiner = Examiner(self.case, self.inputs, self.operands, seed, self.parent, self._judge)
+        if "torch._dynamo" in sys.modules:  # which takes seconds to import
+            torch._dynamo.reset()  # a recompile limit that earlier cases reached would turn compiled profiles eager
 
-    def _input(self, i: int) -> Tensor:
-        return draw_input(self.case, self.device, self.seed + 1 + i)
+    def _judge(self, profile: str, found: Check, when: str) -> None:
+        self.outcomes[profile].judge(found, when)
 
-    def _prepare(self, names: Sequence[str]) -> None:
-        torch._dynamo.reset()  # a recompile limit reached by earlier cases would turn compiled profiles into eager ones
-        for name in names:
-            if self.stop():
-                raise Interrupted
-            self.progress(f"prepare {name}")
-            outcome = self.outcomes[name]
+    def _prepare(self, outcome: Outcome) -> None:
+        if self.stop():
+            raise Interrupted
+        if outcome.profile == ROOF:
+            self._prepare_roof(outcome)
+            return
+        self.progress(f"prepare {outcome.profile}")
+        self.parent.at(self.case.name, outcome.profile)
+        try:
+            prepared = backends.prepare(outcome.control_of or outcome.profile, self.operands, self.device)
+            outcome.resolved = prepared.resolved
+            if prepared.timed:
+                if prepared.judged:
+                    self.examiner.before(outcome.profile, prepared.launch)
+                if outcome.status is Status.OK:
+                    outcome.contestant = Contestant(outcome.profile, prepared.launch, prepared.judged)
+            elif self.shard.replicate == 0 and outcome.control_of is None:
+                self._interpret(outcome, prepared.launch)
+            else:
+                outcome.fail(Status.UNAVAILABLE, Code.MISSING, "only the first process checks what it cannot time")
+        except builtin.Unavailable as missing:
+            outcome.fail(Status.UNAVAILABLE, Code.MISSING, missing.reason, missing.remedy)
+        except (EOFError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a contestant may raise anything: it costs its own row
+            self._raised(outcome, error)
+
+    def _raised(self, outcome: Outcome, error: BaseException) -> None:
+        """A contestant's exception; one that leaves the device unusable ends this process."""
+        if isinstance(error, Wrong):
+            outcome.contestant = None  # it was judged already
+            return
+        program = builtin.missing_program(error)
+        if program is None:
+            full = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            outcome.fail(Status.FAILED, Code.OUT_OF_MEMORY if full else Code.RAISED, first_line(error))
+        else:
+            reason = f"it runs the program {program!r}, which is not on PATH"
+            outcome.fail(Status.UNAVAILABLE, Code.MISSING, reason, "install it")
+        if self.device.type == "cuda":
             try:
-                prepared = builtin.prepare(name, self.operands, self.device)
-                outcome.resolved = prepared.resolved
-                if prepared.timed:
-                    self._verify_before(outcome, prepared.launch)
-                    if outcome.status is Status.OK:
-                        outcome.contestant = Contestant(name, prepared.launch)
-                else:
-                    self._interpret(outcome, prepared.launch)
-            except builtin.Unavailable as missing:
-                outcome.fail(Status.UNAVAILABLE, missing.reason, missing.remedy)
-            except Exception as error:  # noqa: BLE001 - a contestant may raise anything: it costs its own row
-                program = missing_program(error)
-                if program is None:
-                    outcome.fail(Status.FAILED, first_line(error))
-                else:
-                    outcome.fail(
-                        Status.UNAVAILABLE, f"it runs the program {program!r}, which is not on PATH", "install it"
-                    )
-        self._prepare_roof()
+                torch.cuda.synchronize()
+            except RuntimeError as broken:
+                raise Broken(outcome.profile, first_line(error)) from broken
+        self.inputs[0].copy_(self.examiner.content(0))  # it may have raised while that held something else
 
-    def _prepare_roof(self) -> None:
+    def _prepare_roof(self, outcome: Outcome) -> None:
         """The fastest of several copies is the roof; the search is short, its winner is timed with the others."""
-        outcome = self.outcomes[ROOF]
-        ring = [Contestant(name, launch) for name, launch in roof.candidates(self.inputs).items()]
-        best = ring[0]
-        if len(ring) > 1:
-            quick = Effort(rounds=3, block=3, warmup_s=0.0, settle_s=0.0)
-            rng = random.Random(self.seed)
-            bench = Bench(ring, self.inputs, quick, rng, self.stop, lambda *_: None, self.cache_bytes)
-            bench.graphs()
-            bench.graph()
-            best = min(ring, key=lambda contestant: percentile(contestant.series["graph"].blocks, 50))
-            bench.release()
+        self.progress("choose the copy")
+        ring = self._ring(
+            [Contestant(name, c, judged=False) for name, c in roof.copies(self.inputs).items()], quick=True
+        )
+        best = ring.contestants[0]
+        if len(ring.contestants) > 1:
+            graphs.capture(ring)
+            graphs.graph(ring)
+            best = min(ring.contestants, key=lambda c: percentile(c.series["graph", "cold"].blocks, 50))
+            ring.release()
         outcome.resolved = best.name
-        outcome.contestant = Contestant(ROOF, best.launch)
+        outcome.contestant = Contestant(ROOF, best.launch, judged=False)
 
-    def _verify_before(self, outcome: Outcome, launch: builtin.Launch) -> None:
-        """Calls on poisoned memory, after one that compiles: all rows are checked, and the input is compared."""
-        x, pristine = self.inputs[0], self._input(0)
-        for value, shift in zip(POISONS, SHIFTS, strict=True):
-            given = pristine + shift
-            x.copy_(given)
-            launch(x)  # its output is freed at once: what it leaves behind is the memory poisoned next
-            poison(x, value)
-            out = launch(x)
-            if not torch.equal(x, given):
-                outcome.judge(Check(None, None, 0, "it changed its input"), "before timing")
-            outcome.judge(check(out, given, self.operands, self.case), "before timing")
-        x.copy_(pristine)
+    def _ring(self, contestants: list[Contestant], quick: bool = False) -> Ring:
+        effort = Effort(rounds=3, block=3, warmup_s=0.0, settle_s=0.0) if quick else self.effort
+        rng, examiner = random.Random(self.shard.seed), None if quick else self.examiner
+        return Ring(contestants, self.inputs, effort, rng, self.stop, examiner, self.cache_bytes)
 
     def _interpret(self, outcome: Outcome, launch: builtin.Launch) -> None:
         rows = spread_rows(self.case, INTERPRETED_ROWS, self.device)
@@ -178,12 +217,70 @@ class CaseRun:
             outcome.remedy = "run on a machine with an NVIDIA GPU for its latency"
 
     def _sample(self) -> None:
-        def verify(contestant: Contestant, i: int, out: Any) -> None:
-            if contestant.name != ROOF:
-                found = check(out, self.inputs[i], self.operands, self.case, self.sampled_rows)
-                self.outcomes[contestant.name].judge(found, "a timed call")
+        """Every series; a contestant that raises leaves the ring, and the series begins again without it."""
+        for timer, cache in series_of(self.shard, self.device.type):
+            self.progress(f"time {timer}" + (", hot" if cache == "hot" else ""))
+            while contestants := self._contestants():
+                try:
+                    self._sample_one(self._continued(contestants), timer, cache)
+                    break
+                except Lost as lost:
+                    self._raised(self.outcomes[lost.contestant.name], lost.error)
+        if self.ring is not None:
+            self.ring.release()
 
-        ring = [outcome.contestant for outcome in self.outcomes.values() if outcome.contestant is not None]
+    def _contestants(self) -> list[Contestant]:
+        """Who is still in the ring, in this process's own order.
+
+        It is the order of capture too, and so of the outputs' places in memory. These matter by up to one percent, and
+        if they were the same in all processes no interval would show it: of the same kernel under two names the one
+        that came second was 0.3% faster in each.
+        """
+        found = [o.contestant for o in self.outcomes.values() if o.contestant is not None]
+        random.Random(f"{self.shard.seed} {self.case.name}").shuffle(found)
+        return found
+
+    def _continued(self, contestants: list[Contestant]) -> Ring:
+        """The case's ring, or a new one where a contestant has left it."""
+        if self.ring is None or self.ring.contestants != contestants:
+            for contestant in contestants:
+                contestant.graph = None
+            self.ring = self._ring(contestants)
+            self._note_rotation(contestants)
+        return self.ring
+
+    def _sample_one(self, ring: Ring, timer: Timer, cache: Cache) -> None:
+        if timer in ("graph", "device") and not any(contestant.graph for contestant in ring.contestants):
+            graphs.capture(ring)
+        if timer == "graph":
+            graphs.graph(ring)
+        elif timer == "device":
+            graphs.device(ring, cache)
+        else:
+            timing.wall(ring, timer, cache)
+        if cache == "cold" and timer in ("graph", "wall"):
+            for contestant in ring.contestants:
+                if (timer, cache) in contestant.series:
+                    self._bracket(ring, contestant, timer)
+
+    def _bracket(self, ring: Ring, contestant: Contestant, timer: Timer) -> None:
+        """Calls between two messages: the parent's clock says how long they took."""
+        self.examiner.entered(contestant)
+        p50 = percentile(contestant.series[timer, "cold"].blocks, 50)
+        calls, again = max(1, round(BRACKET_MS / p50)), True
+        while again:
+            self.parent.ask("bracket", case=self.case.name, profile=contestant.name, timer=timer, p50_ms=p50)
+            try:
+                if timer == "graph":
+                    calls = graphs.back_to_back(ring, contestant, calls)
+                else:
+                    timing.back_to_back(ring, contestant, calls)
+            except Exception as error:
+                raise Lost(contestant, error) from error
+            again = bool(self.parent.ask("bracket-end", calls=calls)["again"])
+        self.examiner.left(contestant)
+
+    def _note_rotation(self, ring: list[Contestant]) -> None:
         footprint = len(self.inputs) * 2 * self.case.input_bytes
         if footprint < self.cache_bytes:
             for contestant in ring:
@@ -191,41 +288,37 @@ class CaseRun:
                     f"not cold: {len(self.inputs)} sets in rotation cover {footprint / 2**20:.2g} MiB of a "
                     f"{self.cache_bytes / 2**20:.0f} MiB cache"
                 )
-        bench = Bench(ring, self.inputs, self.effort, random.Random(self.seed), self.stop, verify, self.cache_bytes)
-        try:
-            if self.device.type == "cpu":
-                self.progress("time wall")
-                bench.wall()
-                return
-            self.progress("time graph")
-            bench.graphs()
-            bench.graph()
-            self.progress("time device")
-            bench.device()
-            self.progress("time host")
-            bench.wall("host")
-            self.progress("time wall")
-            bench.wall("wall")
-        finally:
-            bench.release()
 
-    def _verify_after(self) -> None:
-        if not all(torch.equal(x, self._input(i)) for i, x in enumerate(self.inputs)):
+    def _examine_after(self) -> None:
+        if not self.examiner.inputs_intact():
             # Whose deed it was cannot be told: every figure of the case was taken beside it.
-            changed = Check(None, None, 0, "an input was changed during timing, by one of the contestants")
+            changed = Check.failed("an input was changed during timing, by one of the contestants", Code.MUTATED_INPUT)
             for outcome in self.outcomes.values():
-                outcome.judge(changed, "after timing")
+                if outcome.contestant is not None:
+                    outcome.judge(changed, "after timing")
         for outcome in self.outcomes.values():
-            if outcome.contestant is not None and outcome.profile != ROOF:
-                # New content at an address that the contestant knows: an output remembered by address is stale now.
-                x = self.inputs[-1].copy_(self._input(len(self.inputs)))
-                poison(x, POISONS[0])
-                found = check(outcome.contestant.launch(x), x, self.operands, self.case, self.sampled_rows)
-                outcome.judge(found, "after timing")
+            if outcome.contestant is not None and outcome.contestant.judged:
+                try:
+                    self.examiner.after(outcome.contestant)
+                except (EOFError, torch.OutOfMemoryError):
+                    raise
+                except Exception as error:  # noqa: BLE001 - as above
+                    self._raised(outcome, error)
+
+    def _interrupted(self) -> None:
+        for outcome in self.outcomes.values():
+            if outcome.status is not Status.OK:
+                continue
+            if outcome.contestant is None or not any(any(s.blocks) for s in outcome.contestant.series.values()):
+                reason = "the run was interrupted before it was measured"
+                outcome.fail(Status.UNAVAILABLE, Code.INTERRUPTED, reason, "run it again")
+            else:
+                outcome.contestant.notes.append("interrupted: fewer samples than the protocol asks for")
 
     def _fail_all(self, reason: str) -> None:
+        remedy = "use fewer rows or columns, or a GPU with more memory"
         for outcome in self.outcomes.values():
-            outcome.fail(Status.FAILED, reason, "use fewer rows or columns, or a GPU with more memory")
+            outcome.fail(Status.FAILED, Code.OUT_OF_MEMORY, reason, remedy)
 
     def _measurement(self, outcome: Outcome) -> Measurement:
         contestant = outcome.contestant
@@ -233,17 +326,23 @@ class CaseRun:
         relative = [c.max_rel_error for c in outcome.checks if c.max_rel_error is not None]
         series = [s for s in contestant.series.values() if any(s.blocks)] if contestant else []
         if outcome.status is Status.OK and not series:
-            outcome.status, outcome.reason = Status.FAILED, "; ".join(contestant.notes if contestant else ["not timed"])
+            outcome.status, outcome.code = Status.FAILED, Code.RAISED
+            outcome.reason = "; ".join(contestant.notes if contestant else []) or "not timed"
+        ceilings = self.ceilings if outcome.profile == ROOF else {}
         return Measurement(
             case=self.case.name,
             profile=outcome.profile,
             status=outcome.status,
+            code=outcome.code,
             reason=outcome.reason,
             remedy=outcome.remedy,
             resolved_backend=outcome.resolved,
+            control_of=outcome.control_of,
             max_abs_error=max(absolute, default=None),
             max_rel_error=max(relative, default=None),
             checked_rows=max((c.rows for c in outcome.checks), default=None),
+            read_gbps=ceilings.get("read"),
+            write_gbps=ceilings.get("write"),
             series=series,
             notes=contestant.notes if contestant else [],
         )

@@ -1,18 +1,18 @@
-"""Inputs that look like activations, poisoned memory, and the verdict on an output against the fp64 reference."""
+"""Poisoned memory, and the verdict on an output against the fp64 reference."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from norm_fusion.backends.builtin import Operands
+from norm_fusion.records import Code
 from norm_fusion.reference import reference
 from norm_fusion.spec import Case, Op
 
-# Hugging Face's Llama default; LayerNorm's is torch.nn's.
-EPS = {Op.RMSNORM: 1e-6, Op.LAYERNORM: 1e-5}
 # Elements of a reference computed at a time: bounds the fp64 working memory to about half a gigabyte.
 CHUNK_ELEMENTS = 2**24
 
@@ -25,25 +25,12 @@ class Check:
     max_rel_error: float | None
     rows: int
     wrong: str | None
+    code: Code | None = None
 
-
-def draw_input(case: Case, device: torch.device, seed: int) -> Tensor:
-    """Fresh activations, shape (rows, cols): normal, with one channel in 128 twenty times larger and a small mean."""
-    gen = torch.Generator(device).manual_seed(seed)
-    x = torch.randn(case.rows, case.cols, generator=gen, device=device, dtype=getattr(torch, case.dtype))
-    outliers = torch.randperm(case.cols, generator=gen, device=device)[: max(1, case.cols // 128)]
-    x[:, outliers] *= 20
-    return x.add_(0.25)
-
-
-def draw_operands(case: Case, device: torch.device, seed: int) -> Operands:
-    """Random parameters, shape (cols,): never ones, which would hide a wrong or missing weight."""
-    gen = torch.Generator(device).manual_seed(seed)
-
-    def vector() -> Tensor:
-        return torch.randn(case.cols, generator=gen, device=device, dtype=getattr(torch, case.dtype))
-
-    return Operands(case.op, vector() + 1, vector() if case.op is Op.LAYERNORM else None, EPS[case.op])
+    @classmethod
+    def failed(cls, wrong: str, code: Code) -> Check:
+        """No error to quote: what was found instead."""
+        return cls(None, None, 0, wrong, code)
 
 
 def poison(like: Tensor, value: float) -> None:
@@ -59,11 +46,9 @@ def check(y: object, x: Tensor, operands: Operands, case: Case, rows: Tensor | N
     and an outlier channel does not excuse its neighbours. k is the condition number of the row: 1 for RMSNorm,
     rms(x) / std(x) for LayerNorm, where a mean far above the spread magnifies every rounding of the input's size.
     """
-    if not isinstance(y, Tensor):
-        return Check(None, None, 0, f"output is a {type(y).__name__}, expected a tensor")
-    for what in ("shape", "dtype", "device"):
-        if getattr(y, what) != getattr(x, what):
-            return Check(None, None, 0, f"output has {what} {getattr(y, what)}, expected {getattr(x, what)}")
+    odd = wrong_kind(y, x)
+    if odd is not None or not isinstance(y, Tensor):
+        return Check.failed(odd or "", Code.WRONG_KIND)
     index = torch.arange(x.shape[0], device=x.device) if rows is None else rows
     max_abs = max_rel = 0.0
     for part in torch.split(index, max(1, CHUNK_ELEMENTS // case.cols)):
@@ -71,12 +56,33 @@ def check(y: object, x: Tensor, operands: Operands, case: Case, rows: Tensor | N
         error = (y[part].double() - expected).abs()
         if not bool(torch.isfinite(error).all()):
             row = int(part[~torch.isfinite(error).all(-1)][0])
-            return Check(None, None, len(index), f"output is not finite in row {row}, and the reference is")
+            wrong = f"output is not finite in row {row}, and the reference is"
+            return Check(None, None, len(index), wrong, Code.WRONG_OUTPUT)
         scale = expected.abs() + _condition(operands, x[part]) * expected.square().mean(-1, keepdim=True).sqrt()
         max_abs = max(max_abs, float(error.max()))
         max_rel = max(max_rel, float((error / scale.clamp_min(torch.finfo(torch.float64).tiny)).max()))
-    wrong = f"error {max_rel:.2e} is above the tolerance {case.tolerance:.2e}" if max_rel > case.tolerance else None
-    return Check(max_abs, max_rel, len(index), wrong)
+    if max_rel > case.tolerance:
+        wrong = f"error {max_rel:.2e} is above the tolerance {case.tolerance:.2e}"
+        return Check(max_abs, max_rel, len(index), wrong, Code.WRONG_OUTPUT)
+    return Check(max_abs, max_rel, len(index), None)
+
+
+def kind_of(y: object) -> dict[str, Any]:
+    """What an output is, as JSON: type, shape, dtype and device."""
+    if not isinstance(y, Tensor):
+        return {"type": type(y).__name__, "shape": [], "dtype": "", "device": ""}
+    dtype = str(y.dtype).removeprefix("torch.")
+    return {"type": "Tensor", "shape": list(y.shape), "dtype": dtype, "device": y.device.type}
+
+
+def wrong_kind(y: object, x: Tensor) -> str | None:
+    """What is odd about an output's type, shape, dtype or device; None if they are its input's."""
+    if not isinstance(y, Tensor):
+        return f"output is a {type(y).__name__}, expected a tensor"
+    for what in ("shape", "dtype", "device"):
+        if getattr(y, what) != getattr(x, what):
+            return f"output has {what} {getattr(y, what)}, expected {getattr(x, what)}"
+    return None
 
 
 def _condition(operands: Operands, x: Tensor) -> Tensor:

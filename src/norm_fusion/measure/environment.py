@@ -7,8 +7,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
-from datetime import UTC, datetime
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 
 import norm_fusion
+from norm_fusion.machine import Card, Host
 from norm_fusion.records import Conditions, Environment
 
 # Peers, and what can change PyTorch's own operator where it is installed: torch 2.13 then swaps in a QuACK kernel.
@@ -76,6 +76,7 @@ def describe(device: torch.device) -> Environment:
         "triton": _version("triton"),
         "peers": {name: found for name in PEERS if (found := _version(name))},
         "norm_fusion": norm_fusion.__version__,
+        "source": _source(),
         **_commit(),
     }
     if device.type == "cpu":
@@ -98,33 +99,16 @@ def describe(device: torch.device) -> Environment:
         memory_bytes=properties.total_memory,
         cache_bytes=properties.L2_cache_size,
         inductor=_inductor_settings(),
-        **_nvml_facts(device),
+        **Card(str(properties.uuid)).facts(),
         **common,
     )
 
 
 def conditions(device: torch.device) -> Conditions:
     """Clocks, temperature and company at this moment."""
-    at = datetime.now(UTC).isoformat(timespec="seconds")
     if device.type == "cpu":
-        return Conditions(at=at, load_1m=os.getloadavg()[0])
-    nvml, handle = _nvml(device)
-    if nvml is None:
-        return Conditions(at=at)
-    read: dict[str, Any] = {}
-    with suppress(nvml.NVMLError):
-        read["sm_clock_mhz"] = nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)
-        read["memory_clock_mhz"] = nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)
-    with suppress(nvml.NVMLError):
-        read["temperature_c"] = nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
-    with suppress(nvml.NVMLError):
-        read["power_w"] = nvml.nvmlDeviceGetPowerUsage(handle) / 1e3
-    with suppress(nvml.NVMLError):
-        read["throttle_reasons"] = f"{nvml.nvmlDeviceGetCurrentClocksEventReasons(handle):#x}"
-    with suppress(nvml.NVMLError):
-        others = [p for p in nvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid != os.getpid()]
-        read["other_processes"] = len(others)
-    return Conditions(at=at, **read)
+        return Host().conditions()
+    return Card(str(torch.cuda.get_device_properties(device).uuid)).conditions({os.getpid()})
 
 
 def available_bytes(device: torch.device) -> int:
@@ -136,39 +120,12 @@ def available_bytes(device: torch.device) -> int:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
-def _nvml(device: torch.device) -> tuple[Any, Any]:
-    """pynvml and the handle of the device, or (None, None) where the driver's library cannot be reached."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
-    except pynvml.NVMLError:
-        return None, None
-
-
-def _nvml_facts(device: torch.device) -> dict[str, Any]:
-    nvml, handle = _nvml(device)
-    if nvml is None:
-        return {}
-    facts: dict[str, Any] = {"driver": nvml.nvmlSystemGetDriverVersion()}
-    with suppress(nvml.NVMLError):
-        facts["power_limit_w"] = nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3
-    with suppress(nvml.NVMLError):
-        facts["sm_clock_max_mhz"] = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
-        facts["memory_clock_max_mhz"] = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
-    with suppress(nvml.NVMLError):
-        facts["ecc"] = bool(nvml.nvmlDeviceGetEccMode(handle)[0])
-    with suppress(nvml.NVMLError):
-        facts["mig"] = bool(nvml.nvmlDeviceGetMigMode(handle)[0])
-    return facts
-
-
 def _inductor_settings() -> dict[str, Any]:
     from torch._inductor import config
 
-    return {name: getattr(config.triton, name, None) for name in ("multi_kernel", "persistent_reductions")}
+    return {name: getattr(config.triton, name, None) for name in ("multi_kernel", "persistent_reductions")} | {
+        "autotune_local_cache": config.autotune_local_cache
+    }
 
 
 def _version(package: str) -> str | None:
@@ -193,6 +150,15 @@ def _commit() -> dict[str, Any]:
 
     commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": None if commit is None or status is None else bool(status)}
+
+
+def _source() -> str:
+    """Hash of this package's files: the same commit, edited between two processes, is another program."""
+    root = Path(norm_fusion.__file__).parent
+    read = sha256()
+    for path in sorted(root.rglob("*.py")):
+        read.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return read.hexdigest()[:16]
 
 
 def _cpu_name() -> str:

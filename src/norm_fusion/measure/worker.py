@@ -1,7 +1,9 @@
-"""The process that measures a shard: reads it as JSON from stdin, answers in JSON lines on stdout. The lab's main path.
+"""The process that measures a shard: reads it as a line of JSON, answers in JSON lines on stdout. The lab's main path.
 
-Events, in order: `environment` once; `progress` many times; `case` with its measurements after each case; `done`.
-`refused` alone where the shard cannot run here. What libraries and contestants print goes to stderr instead.
+Events, in order: `environment` once; then for each case `progress` many times, `bracket` and `bracket-end`, `output`
+and `rows` (these four wait for an answer), `beat` while nothing else is said, and `case` with its measurements; `done`.
+`refused` alone where the shard cannot run here; `broken` where a contestant left the device unusable. What libraries
+and contestants print goes to stderr instead.
 """
 
 from __future__ import annotations
@@ -12,86 +14,100 @@ import os
 import random
 import signal
 import sys
-from typing import Any, TextIO
+from typing import TextIO
 
 from norm_fusion import backends
-from norm_fusion.spec import EFFORTS, Case, Shard
+from norm_fusion.spec import CONTROL, EFFORTS, Shard
 
 PR_SET_PDEATHSIG = 1
-
-
-class Channel:
-    """Events to the parent, one JSON line each."""
-
-    def __init__(self, out: TextIO) -> None:
-        self.out = out
-
-    def send(self, event: str, **data: Any) -> None:
-        self.out.write(json.dumps({"event": event, **data}) + "\n")
-        self.out.flush()
+BROKEN = 70  # exit code: the device does not work any more in this process
 
 
 def main() -> int:
-    """Measure the shard on stdin; returns the exit code: 0 done, 2 refused."""
-    channel = Channel(_claim_stdout())
+    """Measure the shard on stdin; returns the exit code: 0 done, 2 refused, 70 broken."""
+    out = _claim_stdout()
     _die_with_parent()
     stopping = _stop_on_signal()
-    shard = Shard.from_dict(json.load(sys.stdin))
+    answers = sys.stdin.buffer
+    shard = Shard.from_dict(json.loads(answers.readline()))
 
-    # torch takes seconds to import: after the channel, so that the parent's signals find their handler.
+    # torch takes seconds to import: after the channel, so that the parent's signals find their handler. The clocks
+    # are taken here, before any contestant's code is.
     from norm_fusion.measure import environment
+    from norm_fusion.measure.parent import Parent
 
+    parent = Parent(out, answers)
     try:
         device = environment.resolve_device(shard.device)
         held = environment.lock(device)
     except environment.Refused as refusal:
-        channel.send("refused", message=str(refusal))
+        parent.send("refused", message=str(refusal))
         return 2
     if device.type == "cpu":
         # Before anything imports Triton: our kernels are verified in its interpreter here.
         os.environ["NORM_FUSION_FORCE_TRITON"] = os.environ["TRITON_INTERPRET"] = "1"
     where = environment.describe(device)
-    before = environment.conditions(device)
-    channel.send(
-        "environment", environment=where.model_dump(), conditions=before.model_dump(), total=_steps(shard, device.type)
+    parent.send(
+        "environment",
+        environment=where.model_dump(),
+        conditions=environment.conditions(device).model_dump(),
+        total=_steps(shard, device.type),
     )
 
     import torch
 
-    from norm_fusion.measure.case import CaseRun
+    from norm_fusion.measure.case import Broken, CaseRun
+    from norm_fusion.measure.ceiling import ceilings
 
-    effort = EFFORTS[device.type, shard.quick]
+    moved = ceilings(device, where.cache_bytes)
+    effort = shard.effort or EFFORTS[device.type, shard.quick]
     order = list(shard.cases)
     random.Random(shard.seed).shuffle(order)
     with torch.inference_mode():
         for case in order:
             if stopping:
                 break
-            channel.send("progress", case=case.name, what="draw inputs")
-
-            def progress(what: str, case: Case = case) -> None:
-                channel.send("progress", case=case.name, what=what)
-
-            run = CaseRun(
-                case, shard.profiles, device, effort, where.cache_bytes, shard.seed, progress, lambda: bool(stopping)
+            run = CaseRun(case, shard, device, effort, where.cache_bytes, moved, parent, lambda: bool(stopping))
+            try:
+                measurements = run.run()
+            except Broken as broken:
+                profile, reason = broken.args
+                parent.send("broken", case=case.name, profile=profile, reason=reason)
+                out.flush()
+                os._exit(BROKEN)  # nothing on such a device can be cleaned up
+            parent.send(
+                "case",
+                case=case.name,
+                measurements=[m.model_dump(mode="json") for m in measurements],
+                environment=environment.describe(device).model_dump(),
             )
-            measurements = run.run()
-            channel.send("case", case=case.name, measurements=[m.model_dump(mode="json") for m in measurements])
             del run, measurements
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    channel.send("done", conditions=environment.conditions(device).model_dump(), interrupted=bool(stopping))
+    parent.send(
+        "done",
+        conditions=environment.conditions(device).model_dump(),
+        interrupted=bool(stopping),
+    )
     if held is not None:
         held.release()
-    return 0
+    out.flush()
+    os._exit(0)  # nothing is left to do, and taking PyTorch down in order takes one to two seconds
 
 
 def _steps(shard: Shard, device: str) -> int:
     """How many progress events a whole shard sends."""
-    from norm_fusion.measure.case import CPU_SERIES, CUDA_SERIES
+    from norm_fusion.measure.case import series_of
 
-    series = CPU_SERIES if device == "cpu" else CUDA_SERIES
-    return sum(1 + len(series) + sum(backends.serves(name, case.op) for name in shard.profiles) for case in shard.cases)
+    series = len(series_of(shard, device))
+    skipped = {case for case, profile in shard.skip if profile == CONTROL}
+    return sum(
+        1
+        + series
+        + shard.yardsticks * (1 + (case.name not in skipped))
+        + sum(backends.serves(name, case.op) and (case.name, name) not in shard.skip for name in shard.profiles)
+        for case in shard.cases
+    )
 
 
 def _claim_stdout() -> TextIO:

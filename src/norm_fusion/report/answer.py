@@ -2,58 +2,157 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from norm_fusion.metrics import geometric_mean
-from norm_fusion.records import Status
-from norm_fusion.report.rows import OP_LABEL, Row, cases, fastest_torch, fused
+from norm_fusion.records import Label, Status
+from norm_fusion.report.quotes import Overall, Quote, overall, quote
+from norm_fusion.report.rows import (
+    OP_LABEL,
+    WALL,
+    Row,
+    baseline_of,
+    cases,
+    fastest_torch,
+    fastest_wall,
+    fused,
+    processes,
+)
 from norm_fusion.spec import BASELINE, BASELINE_OF, Op
+
+Group = Sequence[Row]
 
 
 def answer(rows: Sequence[Row]) -> str:
     """How much a fused kernel moves latency here."""
+    return " ".join([*answers(rows), alone(rows)]).strip()
+
+
+def answers(rows: Sequence[Row]) -> list[str]:
+    """That, an operator and a kernel each."""
     by_op = {op: [row for row in rows if row.any.op == op] for op in Op}
-    return " ".join(_answer_of(op, mine) for op, mine in by_op.items() if mine)
+    return [sentence for op, mine in by_op.items() if mine for sentence in _answers_of(op, mine)]
 
 
-def _answer_of(op: Op, rows: Sequence[Row]) -> str:
-    over_baseline: dict[str, float] = {}
-    over_fastest: dict[str, float] = {}
-    torch_gain: dict[str, float] = {}
-    for case, group in cases(rows).items():
-        best, mine = fastest_torch(group), fused(group)
-        if best is None:
-            continue
-        gain = 1.0 if best.profile == BASELINE_OF[op] else _speedup(best, BASELINE)
-        if gain is not None:
-            torch_gain[case] = gain
-        if mine is not None:
-            for over, baseline in ((over_baseline, BASELINE), (over_fastest, best.profile)):
-                if (ratio := _speedup(mine, baseline)) is not None:
-                    over[case] = ratio
-    baseline = f"{BASELINE} ({BASELINE_OF[op]})"
-    label, why = OP_LABEL[op], _why_untimed(rows)
+def alone(rows: Sequence[Row]) -> str:
+    """What one process cannot say; empty where there were more."""
+    if processes(rows) > 1 or not any(row.ratio and row.ratio.speedup for row in rows):
+        return ""
+    return "One process measured this: there are no intervals and no calls."
+
+
+def _answers_of(op: Op, rows: Sequence[Row]) -> list[str]:
+    groups = list(cases(rows).values())
+    label = OP_LABEL[op]
+    theirs = dict.fromkeys(row.profile for row in rows if ":" in row.profile)  # the user's own
+    mine = _against(f"Fused {label}", op, groups, fused)
+    others = [_against(f"{label} by {name}", op, groups, _named(name)) for name in theirs]
+    said = [sentence for sentence in (mine, *others) if sentence] or [_without(op, label, rows, groups)]
+    return [*said[:-1], said[-1] + _wrong(rows)]
+
+
+def _named(name: str) -> Callable[[Group], Row | None]:
+    return lambda group: next((row for row in group if row.profile == name), None)
+
+
+def _against(who: str, op: Op, groups: Sequence[Group], pick: Callable[[Group], Row | None]) -> str:
+    """One contestant against both baselines, and in eager calls; empty where it has no claim."""
+    picked = [(row, group) for group in groups if (row := pick(group)) is not None]
+    over_baseline = _over(picked, lambda group: _profile(_named(BASELINE_OF[op])(group)))
+    over_fastest = _over(picked, lambda group: _profile(fastest_torch(group)))
+    parts = [
+        _part(over_baseline, f"{BASELINE} ({BASELINE_OF[op]})"),
+        _part(over_fastest, f"the fastest correct PyTorch{_which(over_fastest)}"),
+    ]
+    if not any(parts):
+        if all(row.status is Status.WRONG for row, _ in picked):
+            return ""  # told at the end
+        refused = _refused([*over_baseline, *over_fastest])
+        return f"{who}: {refused}." if refused else ""
+    most = max(len(over_baseline), len(over_fastest))
+    about = f", geometric mean of {most} cases" if most > 1 else ""
+    eager = _eager(picked) if pick is fused else ""
+    return f"{who}{about}: {'; '.join(part for part in parts if part)}.{eager}"
+
+
+def _refused(quotes: Sequence[Quote]) -> str:
+    """Why there is no speedup where there are claims; empty where there are none."""
+    calls = [one.call for one in quotes if one.call is not None and one.call.label is Label.INVALID]
+    return f"every speedup is invalid: {calls[0].reason}" if calls else ""
+
+
+def _over(picked: Sequence[tuple[Row, Group]], baseline: Callable[[Group], str | None]) -> list[Quote]:
+    named = [(row, name) for row, group in picked if (name := baseline(group)) is not None and name != row.profile]
+    return [one for row, name in named if (one := quote(row, name)) is not None]
+
+
+def _part(quotes: Sequence[Quote], what: str) -> str:
+    """`12.8x [12.7, 12.8] torch-baseline (torch-eager), supported`; of several cases with the worst by name."""
+    found = overall(quotes)
+    if found is None:
+        return ""
+    called = f", {found.called}" if found.called else ""
+    return f"{found.words} {what}{called}{_worst(found)}"
+
+
+def _worst(found: Overall) -> str:
+    if len(found.quotes) < 2 or found.worst.speedup is None:
+        return ""
+    return f", worst {found.worst.speedup:.2f}x at {_shape(found.worst.row.case)}"
+
+
+def _which(quotes: Sequence[Quote]) -> str:
+    """The name of the fastest PyTorch where it is the same in all cases."""
+    names = {one.baseline for one in quotes}
+    return f" ({names.pop()})" if len(names) == 1 else ""
+
+
+def _eager(picked: Sequence[tuple[Row, Group]]) -> str:
+    """What is left of it for a caller that waits for each call: a win of the kernel alone may be none."""
+    if all(row.ratio is None or row.ratio.timer == WALL[0] for row, _ in picked):
+        return ""
+    there = [(row, best) for row, group in picked if (best := fastest_wall(group)) is not None]
+    quotes = [one for row, best in there if (one := quote(row, best.profile, WALL)) is not None]
+    found = overall(quotes)
+    if found is None:
+        return ""
+    bound = sum(one.row.regime == "launch-bound" for one in found.quotes)
+    share = "" if len(found.quotes) < 2 else f" in {bound} of {len(found.quotes)} cases"
+    names = {one.baseline for one in found.quotes}
+    what = names.pop() if len(names) == 1 else "the fastest PyTorch there"
+    called = f", {found.called}" if found.called else ""
+    return f" In eager calls it is {found.words} {what}{called}{_worst(found)}" + (
+        f" (launch-bound{share})." if bound else "."
+    )
+
+
+def _without(op: Op, label: str, rows: Sequence[Row], groups: Sequence[Group]) -> str:
+    """What can be said where nobody but PyTorch was timed."""
+    why = _why_untimed(rows)
     competitors = sorted({row.profile for row in rows if row.profile.startswith("torch-") and row.ratio})
-    if over_baseline and over_fastest:
-        said = (
-            f"Fused {label} runs at {_mean(over_baseline)} the speed of {baseline} and {_mean(over_fastest)} that of "
-        )
-        said += f"the fastest correct PyTorch{_spread([over_baseline, over_fastest])}."
-    elif over_fastest:
-        said = f"Fused {label} runs at {_mean(over_fastest)} the speed of the fastest correct PyTorch"
-        said += f"{_spread([over_fastest])}."
-    elif torch_gain and len(competitors) > 1:
-        said = f"{label}: {why}; the fastest correct PyTorch runs at {_mean(torch_gain)} the speed of {baseline}"
-        said += f"{_spread([torch_gain])}."
-    elif competitors:
-        said = f"{label}: {why}, so {', '.join(competitors)} has nothing to be compared with."
-    else:
-        said = f"{label}: {why}, and no PyTorch to compare with was timed."
-    return said + _wrong(rows)
+    best = [(row, group) for group in groups if (row := fastest_torch(group)) is not None]
+    if best and len(competitors) > 1:
+        over = _over(best, lambda group: baseline_of(group[0].any.op))
+        alone = sum(row.profile == BASELINE_OF[op] for row, _ in best)
+        if part := _part(over, f"{BASELINE} ({BASELINE_OF[op]})"):
+            mean = f", geometric mean of {len(over)} cases" if len(over) > 1 else ""
+            most = f"; in {alone} of {len(best)} cases {BASELINE} is itself the fastest" if alone else ""
+            return f"{label}: {why}; the fastest correct PyTorch{_which_row(best)}{mean}: {part}{most}."
+        if alone:
+            return f"{label}: {why}; the fastest correct PyTorch is {BASELINE} ({BASELINE_OF[op]}) itself."
+        if refused := _refused(over):
+            return f"{label}: {why}, and {refused}."
+    if competitors:
+        return f"{label}: {why}, so {', '.join(competitors)} has nothing to be compared with."
+    return f"{label}: {why}, and no PyTorch to compare with was timed."
 
 
-def _speedup(row: Row, baseline: str) -> float | None:
-    return None if row.ratio is None else row.ratio.speedup.get(baseline)
+def _which_row(best: Sequence[tuple[Row, Group]]) -> str:
+    names = {row.profile for row, _ in best}
+    return f" ({names.pop()})" if len(names) == 1 else ""
+
+
+def _profile(row: Row | None) -> str | None:
+    return None if row is None else row.profile
 
 
 def _why_untimed(rows: Sequence[Row]) -> str:
@@ -66,22 +165,9 @@ def _why_untimed(rows: Sequence[Row]) -> str:
 
 
 def _wrong(rows: Sequence[Row]) -> str:
-    wrong = [f"{row.profile} at {_shape(row.case)}" for row in rows if row.status is Status.WRONG]
+    wrong = [f"{row.profile} at {_shape(row.case)}" for row in rows if row.status is Status.WRONG and row.contestant]
     return f" Wrong, and left out: {', '.join(wrong)}." if wrong else ""
 
 
-def _mean(by_case: Mapping[str, float]) -> str:
-    return f"{geometric_mean(list(by_case.values())):.2f}x"
-
-
-def _spread(ratios: Sequence[Mapping[str, float]]) -> str:
-    """What a mean over several cases hides: how many there are, and the worst of each by name."""
-    if all(len(by_case) == 1 for by_case in ratios):
-        return ""
-    worst = [min(by_case, key=by_case.__getitem__) for by_case in ratios]
-    named = [f"worst {by_case[case]:.2f}x at {_shape(case)}" for by_case, case in zip(ratios, worst, strict=True)]
-    return f" (geometric mean of {max(map(len, ratios))} cases; {' and '.join(named)})"
-
-
 def _shape(case: str) -> str:
-    return case.split("-", 1)[1].replace("-", " ")
+    return case.split("-", 1)[1].replace("-", " ") if "-" in case else case

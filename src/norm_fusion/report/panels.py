@@ -1,65 +1,42 @@
-"""The plots of the page: a panel is data plus one function from rows to a chart, or to None: nothing to draw.
-
-Every chart has a line per case and profile, named at its left and its figure written at its right, so that nothing
-hangs on telling colours apart. Colours are the page's CSS variables: one chart serves light and dark.
-"""
+"""The plots of the page: a panel is data plus one function from rows to a chart, or to None: nothing to draw."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-from zlib import crc32
+from dataclasses import dataclass
 
 import altair as alt
 
-from norm_fusion.metrics import GOOD_UP_TO, WARN_UP_TO
+from norm_fusion.evidence.verdicts import DELTA
 from norm_fusion.records import Record, Status, Timer
+from norm_fusion.report import rows as joined
+from norm_fusion.report.chart import (
+    INK,
+    LABEL_COLOURS,
+    TINT,
+    Line,
+    band,
+    colour,
+    dots,
+    drawn,
+    grid,
+    headed,
+    listed,
+    log_scale,
+    log_steps,
+    rings,
+    stem,
+    tick_axis,
+    vertical,
+)
+from norm_fusion.report.quotes import Quote, claims
 from norm_fusion.report.rows import Row, baseline_of, case_title, cases, duration, fastest_torch, rate, times, usual
 from norm_fusion.spec import ROOF
 
-LINE_PX = 18
-LABEL_PX = 7.2  # the widest common system font, per character at 12 px: room for the names, headings start at its left
-LABEL_MAX = 28
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-
-CONFIG: dict[str, Any] = {
-    "font": FONT,
-    "background": None,
-    "padding": {"left": 0, "top": 4, "right": 4, "bottom": 4},
-    "aria": False,  # the page describes each chart, and its table holds the figures
-    "view": {"stroke": None},
-    "axis": {
-        "titleFontWeight": "normal",
-        "titleAnchor": "end",
-        "titlePadding": 8,
-        "labelSeparation": 8,
-        **{f"{part}FontSize": 12 for part in ("label", "title")},
-        **{f"{part}Color": "var(--muted)" for part in ("label", "title")},
-        **{f"{part}Color": "var(--rule)" for part in ("grid", "domain", "tick")},
-    },
-    "text": {"fontSize": 12, "align": "left", "stroke": "var(--page)", "strokeWidth": 4},  # a halo: see style.css
-}
-
-# Okabe and Ito's palette, told apart by colour-blind readers too; templates/style.css holds a shade for each scheme.
-COLOURS = {
-    ROOF: "var(--roof)",
-    "torch-eager": "var(--grey)",
-    "torch-native": "var(--blue)",
-    "torch-compile": "var(--green)",
-    "torch-compile-max": "var(--purple)",
-    "triton-fused-rmsnorm": "var(--accent)",
-    "triton-fused-layernorm": "var(--accent)",
-}
-PEER_COLOURS = ("var(--sky)", "var(--yellow)", "var(--orange)")
-INK = "var(--ink)"
-TINT = alt.Color("colour:N", scale=None)
-
 NOISE_LIMIT = 2.0  # the noise axis ends here; a line's figure says how far beyond a series is
-
-
-Marks = Callable[[alt.Chart], list[alt.Chart]]
+AROUND_ONE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.98, 1, 1.02, 1.1, 1.25, 1.5, 2, 5, 10, 20, 50, 100)  # ticks
+APART_LIMIT = 0.10  # so does that of processes: a process further from the mean is drawn at the edge
 
 NOT_DRAWN = {
     Status.CHECKED: "correct in the interpreter, not timed",
@@ -80,27 +57,11 @@ class Panel:
     otherwise: str
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of a chart: a case's heading, or a name with its marks and the figure at its right."""
-
-    label: str = ""
-    figure: str = ""
-    heading: str = ""
-    excuse: str = ""  # in place of marks: why there are none
-    mark: dict[str, Any] = field(default_factory=dict)
-
-
-def colour(profile: str) -> str:
-    """The colour that a profile has on the whole page."""
-    return COLOURS.get(profile) or PEER_COLOURS[crc32(profile.encode()) % len(PEER_COLOURS)]
-
-
 def timed(row: Row, timer: Timer | None = None) -> Record | None:
     """The series to quote a correct row's latency from, or the one named; a wrong row has no figures."""
     if row.status is not Status.OK:
         return None
-    record = row.latency if timer is None else row.series.get(timer)
+    record = row.latency if timer is None else row.series.get((timer, "cold"))
     return record if record is not None and record.p50_ms is not None and record.p50_ms > 0 else None
 
 
@@ -117,16 +78,21 @@ def latency(rows: Sequence[Row]) -> alt.LayerChart | None:
         if r is None or r.p50_ms is None or r.p95_ms is None:
             return Line(row.profile, excuse=_excuse(row))
         mark = {"x": r.p50_ms * scale, "x2": r.p95_ms * scale, "colour": colour(row.profile)}
+        if row.hot is not None and row.hot.p50_ms:
+            mark["hot"] = row.hot.p50_ms * scale
         return Line(row.profile, duration(r.p50_ms) + _fell(r, common), mark=mark)
 
     def roof(row: Row) -> float | None:
         r = timed(row) if row.profile == ROOF else None
         return None if r is None or r.p50_ms is None else r.p50_ms * scale
 
-    steps = _steps([r.p50_ms * scale for r in found if r.p50_ms], largest * scale)
-    x = alt.X("x:Q", title=f"time per call, {unit}, log: left is faster", scale=_log(steps), axis=_ticks(steps))
-    lines, roofs = _lines(rows, line, roof)
-    return _grid(lines, roofs, x, lambda chart: [_rule(chart, "x2"), _dots(chart)])
+    hot = [row.hot.p50_ms * scale for row in rows if timed(row) and row.hot and row.hot.p50_ms]
+    steps = log_steps([*hot, *(r.p50_ms * scale for r in found if r.p50_ms)], max(*hot, largest * scale, 0.0))
+    x = alt.X("x:Q", title=f"time per call, {unit}, log: left is faster", scale=log_scale(steps), axis=tick_axis(steps))
+    lines, roofs = listed(rows, line, roof)
+    return grid(
+        lines, roofs, x, lambda chart: [stem(chart, "x2"), dots(chart), *([rings(chart, "hot")] if hot else [])]
+    )
 
 
 def throughput(rows: Sequence[Row]) -> alt.LayerChart | None:
@@ -149,34 +115,108 @@ def throughput(rows: Sequence[Row]) -> alt.LayerChart | None:
 
     scale, axis = alt.Scale(domain=[0, max(found) * 1.04], nice=False), alt.Axis(tickCount=5, format=",~r")
     x = alt.X("x:Q", title="GB/s: right is better", scale=scale, axis=axis)
-    lines, roofs = _lines(rows, line, lambda row: gbps(row) if row.profile == ROOF else None)
-    return _grid(lines, roofs, x, lambda chart: [chart.mark_bar(height=9).encode(x2="zero:Q", color=TINT)])
+    lines, roofs = listed(rows, line, lambda row: gbps(row) if row.profile == ROOF else None)
+    return grid(lines, roofs, x, lambda chart: [chart.mark_bar(height=9).encode(x2="zero:Q", color=TINT)])
 
 
 def speedups(rows: Sequence[Row]) -> alt.LayerChart | None:
-    """How many times faster the fused kernel is than each PyTorch: a line from 1 to the ratio."""
-    lines: list[Line] = []
-    for case, group in cases(rows).items():
-        fused = next((row for row in group if row.profile.startswith("triton-") and row.status is Status.OK), None)
-        best = fastest_torch(group)
-        if fused is None or fused.ratio is None or best is None:
-            continue
-        lines += _heading(case, lines)
-        for row in (row for row in group if row.profile.startswith("torch-")):
-            value = fused.ratio.speedup.get(row.profile, 0.0)
-            if row.status is Status.OK and value > 0:
-                tags = {"baseline": baseline_of(fused.any.op), "fastest": best.profile}
-                label = " · ".join([row.profile, *(tag for tag, name in tags.items() if name == row.profile)])
-                lines.append(Line(label, times(value), mark={"x": value, "one": 1, "colour": colour(fused.profile)}))
-            else:
-                lines.append(Line(row.profile, excuse=_excuse(row)))
-    found = [line.mark["x"] for line in lines if line.mark]
+    """What is claimed: the speedup as a dot, its interval as a bar, the band that is no difference, and the call."""
+    lines = _claimed(rows, _interval)
+    ends = ("x", "low", "high")
+    found = [math.exp(line.mark[end]) for line in lines for end in ends if end in line.mark]
     if not found:
         return None
-    steps = _steps([*found, 1.0], max(*found, 1.0))
-    axis = alt.Axis(values=steps, labelExpr="datum.label + 'x'", format="~r")
-    x = alt.X("x:Q", title="log: right of 1x is faster", scale=_log(steps), axis=axis)
-    return _grid(lines, [], x, lambda chart: [_vertical(1.0, x), _rule(chart, "one"), _dots(chart)])
+    # Logarithms, stretched about 1x: 2% is as plain to see as ten times.
+    low, high = min(*found, 1 / (1 + 2 * DELTA)), max(*found, 1 + 2 * DELTA)
+    scale = alt.Scale(type="symlog", constant=DELTA, domain=[math.log(low * 0.98), math.log(high * 1.15)], nice=False)
+    axis = alt.Axis(
+        values=[math.log(value) for value in AROUND_ONE if low * 0.98 <= value <= high * 1.15],
+        labelExpr="format(exp(datum.value), '.3~r') + 'x'",
+        labelOverlap="greedy",
+    )
+    x = alt.X("x:Q", title="right of 1x is faster; log, stretched about 1x", scale=scale, axis=axis)
+
+    def marks(chart: alt.Chart) -> list[alt.Chart]:
+        ends = chart.encode(x="low:Q", x2="high:Q", color=TINT)
+        return [
+            band(-math.log1p(DELTA), math.log1p(DELTA), x),
+            vertical(0.0, x),
+            drawn(chart.encode(x2="one:Q", color=TINT), "rule", strokeWidth=1, opacity=0.4),
+            drawn(ends, "rule", strokeWidth=7, opacity=0.45),
+            dots(chart, 30),
+        ]
+
+    return grid(lines, [], x, marks)
+
+
+def _claimed(rows: Sequence[Row], mark: Callable[[Quote], Line]) -> list[Line]:
+    """Two lines for each claim of who is not PyTorch, and for the control's: marks, and a word under them."""
+    lines: list[Line] = []
+    for case, group in cases(rows).items():
+        found = claims(group)
+        timed_here = [row for row, _ in found if row.contestant and not row.profile.startswith("torch-")]
+        best = fastest_torch(group)
+        for row, quotes in found if timed_here else []:
+            if row.contestant:
+                several = f", {row.profile}" if len(timed_here) > 1 else ""
+                lines += headed(case_title(case) + several, lines)
+            for one in quotes:
+                tags = {"baseline": baseline_of(row.any.op), "fastest": best and best.profile}
+                tag = ", ".join(tag for tag, name in tags.items() if name == one.baseline and row.contestant)
+                made = mark(one)
+                word = "" if one.label is None else one.label.value
+                tint = INK if one.label is None else LABEL_COLOURS[one.label]
+                name = one.baseline if row.contestant else row.name
+                lines.append(Line(name, made.figure, excuse=made.excuse, mark=made.mark, tag=tag, word=word, tint=tint))
+                lines += [Line()] if tag or word else []
+    return lines
+
+
+def _interval(one: Quote) -> Line:
+    if one.speedup is None or one.speedup <= 0:
+        return Line(excuse=_refused(one))
+    mark = {"x": math.log(one.speedup), "one": 0, "colour": colour(one.row.profile)}
+    if one.interval is not None:
+        mark |= {"low": math.log(one.interval[0]), "high": math.log(one.interval[1])}
+    return Line(figure=f"{times(one.speedup)} {one.width}".strip(), mark=mark)
+
+
+def _refused(one: Quote) -> str:
+    return f"no figure: {one.call.code}" if one.call is not None else "no figure"
+
+
+def processes(rows: Sequence[Row]) -> alt.LayerChart | None:
+    """The speedup of each process about the mean of all, in percent, and the interval that follows from them."""
+
+    def apart(one: Quote) -> Line:
+        if one.speedup is None or one.interval is None or len(one.ratios) < 2:
+            return Line(excuse=_refused(one))
+        ends = [(end / one.speedup - 1) * 100 for end in one.interval]
+        dots_at = {f"p{i}": (ratio / one.speedup - 1) * 100 for i, ratio in enumerate(one.ratios)}
+        mark = {"x": 0.0, "low": ends[0], "high": ends[1], "colour": colour(one.row.profile), **dots_at}
+        return Line(figure=f"{len(one.ratios)} at {one.width}", mark=mark)
+
+    lines = _claimed(rows, apart)
+    values = [abs(v) for line in lines for k, v in line.mark.items() if k not in ("colour", "x")]
+    if not values:
+        return None
+    most = max(sum(key.startswith("p") for key in line.mark) for line in lines)
+    edge = min(max(*values, DELTA * 150), APART_LIMIT * 100)
+    within = [Line(**{**vars(line), "mark": _clamped(line.mark, edge)}) for line in lines]
+    axis = alt.Axis(tickCount=7, labelExpr="(datum.value > 0 ? '+' : '') + datum.label + '%'", format="~r")
+    scale = alt.Scale(domain=[-edge, edge], nice=False)
+    x = alt.X("x:Q", title="a process's speedup, from the mean of all", scale=scale, axis=axis)
+
+    def marks(chart: alt.Chart) -> list[alt.Chart]:
+        ends = chart.encode(x="low:Q", x2="high:Q", color=TINT)
+        each = [dots(chart.encode(x=f"p{i}:Q"), 26) for i in range(most)]
+        return [vertical(0.0, x), drawn(ends, "rule", strokeWidth=9, opacity=0.3), *each]
+
+    return grid(within, [], x, marks)
+
+
+def _clamped(mark: dict[str, float | str], edge: float) -> dict[str, float | str]:
+    return {key: v if isinstance(v, str) else min(max(v, -edge), edge) for key, v in mark.items()}
 
 
 def errors(rows: Sequence[Row]) -> alt.LayerChart | None:
@@ -198,14 +238,14 @@ def errors(rows: Sequence[Row]) -> alt.LayerChart | None:
 
     decades = [10.0**p for p in range(math.floor(math.log10(min(found))), math.ceil(math.log10(max(found))) + 1)]
     axis = alt.Axis(values=decades, format=".0e")
-    x = alt.X("x:Q", title="log: left of the line is correct", scale=_log(decades), axis=axis)
-    lines, roofs = _lines(rows, line, lambda row: row.any.tolerance)
-    return _grid(lines, roofs, x, lambda chart: [_dots(chart)])
+    x = alt.X("x:Q", title="log: left of the line is correct", scale=log_scale(decades), axis=axis)
+    lines, roofs = listed(rows, line, lambda row: row.any.tolerance)
+    return grid(lines, roofs, x, lambda chart: [dots(chart)])
 
 
 def noise(rows: Sequence[Row]) -> alt.LayerChart | None:
     """p95/p50 of the latency series, with the gates."""
-    found = [r.noise_ratio for row in rows if row.profile != ROOF and (r := timed(row)) and r.noise_ratio]
+    found = [r.noise_ratio for row in rows if row.contestant and (r := timed(row)) and r.noise_ratio]
     if not found:
         return None
     end = min(max(*found, 1.2), NOISE_LIMIT)
@@ -217,10 +257,11 @@ def noise(rows: Sequence[Row]) -> alt.LayerChart | None:
         mark = {"x": min(r.noise_ratio, end), "one": 1, "colour": colour(row.profile)}
         return Line(row.profile, f"{r.noise_ratio:.2f} {r.noise or ''}", mark=mark)
 
-    axis = alt.Axis(values=[v for v in (1, GOOD_UP_TO, WARN_UP_TO, 1.3, 1.5, 1.75, 2) if v <= end], format=".2f")
+    gates = [gate for gate in joined.gates(rows) if gate <= end]
+    axis = alt.Axis(values=[v for v in sorted({1, *gates, 1.5, 1.75, 2}) if v <= end], format=".2f")
     x = alt.X("x:Q", title="p95/p50: left is steadier", scale=alt.Scale(domain=[1, end], nice=False), axis=axis)
-    gates = [_vertical(GOOD_UP_TO, x), _vertical(WARN_UP_TO, x)]
-    return _grid(_lines(rows, line)[0], [], x, lambda chart: [*gates, _rule(chart, "one"), _dots(chart)])
+    lines = [vertical(gate, x) for gate in gates]
+    return grid(listed(rows, line)[0], [], x, lambda chart: [*lines, stem(chart, "one"), dots(chart)])
 
 
 def call(rows: Sequence[Row]) -> alt.LayerChart | None:
@@ -239,35 +280,56 @@ def call(rows: Sequence[Row]) -> alt.LayerChart | None:
         figure = duration(mark["wall"] / 1e3) if "wall" in mark else ""
         return Line(row.profile, figure, mark=mark | {"x": min(mark.values()), "colour": colour(row.profile)})
 
-    steps = _steps(found, max(found))
-    x = alt.X("x:Q", title="time per call, µs, log; figures: wall", scale=_log(steps), axis=_ticks(steps))
+    steps = log_steps(found, max(found))
+    x = alt.X("x:Q", title="time per call, µs, log; figures: wall", scale=log_scale(steps), axis=tick_axis(steps))
 
     def marks(chart: alt.Chart) -> list[alt.Chart]:
         return [
             chart.mark_rule(strokeWidth=1, opacity=0.45).encode(x2="wall:Q", color=TINT),
-            _dots(chart).encode(x="kernel:Q"),
-            chart.mark_point(size=46, strokeWidth=1.6, opacity=1).encode(x="enqueue:Q", color=TINT),
+            dots(chart).encode(x="kernel:Q"),
+            rings(chart, "enqueue"),
             chart.mark_tick(thickness=2.5, height=11, opacity=1).encode(x="wall:Q", color=TINT),
         ]
 
-    return _grid(_lines(rows, line)[0], [], x, marks)
+    return grid(listed(rows, line)[0], [], x, marks)
 
 
 PANELS: tuple[Panel, ...] = (
     Panel(
-        "Latency",
-        "The median of one call's time on cold inputs, with a whisker to the 95th percentile.",
-        (("dot", "p50"), ("whisker", "to p95"), ("roof", "p50 of a copy of the same bytes: the practical floor")),
-        latency,
-        "No row of this run was timed, so there is no latency to draw.",
-    ),
-    Panel(
         "Speedup of the fused kernel",
-        "How many times faster the Triton kernel is than each PyTorch; torch-baseline and the fastest are marked.",
-        (("stem", "ratio in the same series, rounds paired"), ("gate", "1x: no difference")),
+        "How many times faster the Triton kernel is than each PyTorch, with what may be said of it; torch-baseline and "
+        "the fastest are named. The control is one of the contestants a second time.",
+        (
+            ("stem", "ratio in the same series, rounds paired"),
+            ("interval", "95% interval over the processes"),
+            ("band", f"±{DELTA:.0%}: no difference"),
+        ),
         speedups,
         "No correct Triton kernel was timed beside a correct PyTorch in this run (a CPU checks it in the interpreter), "
         "so there is no speedup to draw.",
+    ),
+    Panel(
+        "Every process",
+        "The same speedups in each fresh process, from the mean of all: what one process alone would have said.",
+        (
+            ("dot", f"a process; beyond {APART_LIMIT:.0%} at the edge"),
+            ("interval", "95% interval of the mean"),
+            ("gate", "the mean"),
+        ),
+        processes,
+        "One process alone measured this run, or no kernel beside PyTorch, so there is no spread of processes to draw.",
+    ),
+    Panel(
+        "Latency",
+        "The median of one call's time on cold inputs, with a whisker to the 95th percentile.",
+        (
+            ("dot", "p50"),
+            ("whisker", "to p95"),
+            ("ring", "p50 where its producer has just left x in the cache"),
+            ("roof", "p50 of a copy of the same bytes: the practical floor"),
+        ),
+        latency,
+        "No row of this run was timed, so there is no latency to draw.",
     ),
     Panel(
         "Throughput against the measured copy",
@@ -294,7 +356,7 @@ PANELS: tuple[Panel, ...] = (
     Panel(
         "Noise",
         "95th over 50th percentile of the latency series; above the second line it is too noisy for a precise claim.",
-        (("stem", "p95 / p50"), ("gate", f"good up to {GOOD_UP_TO}, rerun above {WARN_UP_TO}")),
+        (("stem", "p95 / p50"), ("gate", "good up to the first, rerun above the second")),
         noise,
         "No row of this run was timed, so there is no noise to draw.",
     ),
@@ -307,94 +369,3 @@ def _excuse(row: Row) -> str:
 
 def _fell(record: Record, common: Timer | None) -> str:
     return "" if record.timer == common else f" ({record.timer})"
-
-
-def _heading(case: str, before: Sequence[Line]) -> list[Line]:
-    """A case's heading, with a blank line above it where it is not the first."""
-    heading = Line(heading=case_title(case))
-    return [Line(), heading] if before else [heading]
-
-
-def _lines(
-    rows: Sequence[Row], line: Callable[[Row], Line], through: Callable[[Row], float | None] = lambda row: None
-) -> tuple[list[Line], list[dict[str, Any]]]:
-    """A heading and the lines of each case, and the vertical that runs through them."""
-    lines: list[Line] = []
-    roofs: list[dict[str, Any]] = []
-    for case, group in cases(rows).items():
-        lines += _heading(case, lines)
-        first = len(lines)
-        lines += [line(row) for row in group if row.profile != ROOF]
-        x = next((x for row in group if (x := through(row))), None)
-        if x is not None and len(lines) > first:
-            roofs.append({"x": x, "first": first, "last": len(lines) - 1})
-    return lines, roofs
-
-
-def _grid(lines: Sequence[Line], roofs: Sequence[dict[str, Any]], x: alt.X, marks: Marks) -> alt.LayerChart:
-    """Lines as the bands of a y axis. A band's key is `number|figure|label`: data, never part of an expression."""
-    keys = [f"{i}|{line.figure}|{line.label}" for i, line in enumerate(lines)]
-    scale = alt.Scale(domain=keys, paddingInner=0, paddingOuter=0.2)
-    rest = "slice(datum.value, indexof(datum.value, '|') + 1)"
-    label, figure = f"slice({rest}, indexof({rest}, '|') + 1)", f"slice({rest}, 0, indexof({rest}, '|'))"
-    room = LABEL_PX * min(max(len(line.label) for line in lines), LABEL_MAX)
-    wide = {"minExtent": room, "maxExtent": room, "labelLimit": room}
-
-    def axis(orient: str, shown: str, **more: float) -> alt.Y:
-        bare = {"domain": False, "ticks": False, "grid": False, "title": None, "labelPadding": 8}
-        return alt.Y("y:N", scale=scale, axis=bare | more | {"orient": orient, "labelExpr": shown, "labelColor": INK})
-
-    def chart(values: list[dict[str, Any]]) -> alt.Chart:
-        return alt.Chart(alt.InlineData(values=values))
-
-    numbered = list(zip(keys, lines, strict=True))
-    through = [{"x": roof["x"], "y": keys[roof["first"]], "y2": keys[roof["last"]]} for roof in roofs]
-    bands = {"y": alt.Y("y:N", scale=scale, axis=None, bandPosition=0), "y2": alt.Y2("y2:N", bandPosition=1)}
-    marked = chart([{"y": key, **line.mark} for key, line in numbered if line.mark])
-    layers = [
-        chart(through).mark_rule(color="var(--roof)", strokeWidth=1.5).encode(x=x, **bands),
-        *marks(marked.encode(x=x, y=alt.Y("y:N", scale=scale, axis=None))),
-        chart([{"y": key, "text": line.heading} for key, line in numbered if line.heading])
-        .mark_text(fontWeight=600, color=INK)
-        .encode(x=alt.value(-room), y=axis("left", label, **wide), text="text:N"),
-        chart([{"y": key, "text": line.excuse} for key, line in numbered if line.excuse])
-        .mark_text(fontStyle="italic", color="var(--muted)", limit=alt.ExprRef("width - 8"))
-        .encode(x=alt.value(6), y=axis("right", figure), text="text:N"),
-    ]
-    made: alt.LayerChart = alt.layer(*layers).resolve_axis(y="independent")
-    return made.properties(width="container", height=LINE_PX * len(lines))
-
-
-def _vertical(at: float, x: alt.X) -> alt.Chart:
-    """A line through the whole chart."""
-    chart = alt.Chart(alt.InlineData(values=[{"x": at}])).encode(x=x)
-    return _drawn(chart, "rule", color="var(--roof)", strokeDash=[3, 3])
-
-
-def _dots(chart: alt.Chart) -> alt.Chart:
-    return _drawn(chart.encode(color=TINT), "point", filled=True, size=62, opacity=1)
-
-
-def _rule(chart: alt.Chart, to: str) -> alt.Chart:
-    return _drawn(chart.encode(x2=f"{to}:Q", color=TINT), "rule", strokeWidth=2)
-
-
-def _drawn(chart: alt.Chart, mark: str, **how: Any) -> alt.Chart:
-    return chart.properties(mark={"type": mark, **how})
-
-
-def _steps(values: Sequence[float], top: float) -> list[float]:
-    """1, 2, 5, 10, ... from the last at or below the smallest value to the first at or above `top`."""
-    low = math.floor(math.log10(min(values)))
-    steps = [m * 10.0**p for p in range(low, math.ceil(math.log10(top)) + 1) for m in (1, 2, 5)]
-    first = max(i for i, step in enumerate(steps) if step <= min(values))
-    last = min(i for i, step in enumerate(steps) if step >= top)
-    return steps[first : max(last, first + 1) + 1]
-
-
-def _log(steps: Sequence[float]) -> alt.Scale:
-    return alt.Scale(type="log", domain=[steps[0], steps[-1]], nice=False)
-
-
-def _ticks(steps: Sequence[float]) -> alt.Axis:
-    return alt.Axis(values=list(steps), format=",~r")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from norm_fusion.records import Environment, Record
 from norm_fusion.report.rows import duration
 from norm_fusion.report.table import machine
-from norm_fusion.spec import ROOF
+from norm_fusion.spec import CONTROL, ROOF
 
 
 class Watch:
@@ -28,6 +29,7 @@ class Watch:
             transient=True,
             disable=not console.is_terminal,
         )
+        self.about = ""
         self.task = self.bar.add_task("starting the measuring process (imports PyTorch)", total=None)
 
     def __enter__(self) -> Watch:
@@ -39,23 +41,35 @@ class Watch:
     ) -> None:
         self.bar.stop()
 
-    def started(self, environment: Environment, steps: int) -> None:
-        self.bar.update(self.task, total=steps)
+    def started(self, environment: Environment) -> None:
         if not self.console.is_terminal:
             self.console.print(machine(environment), soft_wrap=True)
 
+    def process(self, number: int, of: tuple[int, int], cases: int, attempt: int, steps: int) -> None:
+        fewest, most = of
+        known = f"{fewest}" if most == fewest else f"{fewest} to {most}"
+        self.about = f"process {number} of {known}" if most > 1 else "one process"
+        if attempt:
+            self.about = f"rerun {attempt} of {cases} noisy cases, {self.about}"
+        self.bar.update(self.task, total=steps, completed=0, description=self.about)
+
     def step(self, case: str, what: str) -> None:
-        self.bar.update(self.task, description=f"{case}: {what}")
+        self.bar.update(self.task, description=f"{self.about}: {case}, {what}")
         self.bar.advance(self.task)
 
-    def measured(self, records: list[Record]) -> None:
-        if not records:
+    def measured(self, records: Sequence[Record]) -> None:
+        if not records or records[0].replicate:
             return
         timed = [
             (record.p50_ms, record)
             for record in records
-            if record.p50_ms is not None and record.timer in ("device", "wall") and record.profile != ROOF
+            if record.p50_ms is not None and record.timer in ("device", "wall") and record.cache == "cold"
+            if record.profile not in (ROOF, CONTROL)
         ]
         ms, fastest = min(timed, key=lambda pair: pair[0], default=(0.0, None))
         said = "nothing timed" if fastest is None else f"fastest {fastest.profile} {duration(ms)} ({fastest.timer})"
         self.console.print(f"{records[0].case}: {said}", soft_wrap=True, highlight=False)
+
+    def ended(self, number: int, took_s: float, widest: float | None) -> None:
+        width = "" if widest is None else f"; widest interval {'±' if widest < 1 else 'over ±'}{min(widest, 1.0):.1%}"
+        self.console.print(f"{self.about}: {took_s:.0f} s{width}", soft_wrap=True, highlight=False, style="dim")

@@ -6,14 +6,23 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from norm_fusion.records import Manifest, Record, Status, Timer
-from norm_fusion.spec import BASELINE, BASELINE_OF, Case, Op, SpecError
+from norm_fusion.evidence.pool import quoted
+from norm_fusion.metrics import GATES, half_width
+from norm_fusion.records import Cache, Call, Conclusions, Manifest, Record, Status, Timer
+from norm_fusion.runs.store import in_order
+from norm_fusion.spec import BASELINE_OF, CONTROL, ROOF, Case, Op, SpecError
+
+Series = tuple[Timer, Cache]
 
 # Which series answers what, the best one first: on a CPU there is wall alone.
-LATENCY: tuple[Timer, ...] = ("device", "graph", "wall")
-RATIO: tuple[Timer, ...] = ("graph", "wall")
+LATENCY: tuple[Series, ...] = (("device", "cold"), ("graph", "cold"), ("wall", "cold"))
+RATIO: tuple[Series, ...] = (("graph", "cold"), ("wall", "cold"))
+HOT: tuple[Series, ...] = (("device", "hot"), ("graph", "hot"), ("wall", "hot"))
+WALL: Series = ("wall", "cold")
 
 OP_LABEL: Mapping[Op, str] = {Op.RMSNORM: "RMSNorm", Op.LAYERNORM: "LayerNorm"}
+# What is no contestant, by what it is to a reader.
+ROLES: Mapping[str, str] = {ROOF: "copy (the roof)", CONTROL: "control (A/A)"}
 
 # Share of the copy above which a figure is doubted: the copy's own spread between runs is 2%.
 ABOVE_ROOF = 1.02
@@ -21,11 +30,12 @@ ABOVE_ROOF = 1.02
 
 @dataclass(frozen=True)
 class Row:
-    """One profile's results for one case, over all its series."""
+    """One profile's results for one case, over all its series, and the calls of its claims."""
 
     case: str
     profile: str
-    series: Mapping[Timer, Record] = field(repr=False)
+    series: Mapping[Series, Record] = field(repr=False)
+    calls: Sequence[Call] = field(default=(), repr=False)
 
     @property
     def any(self) -> Record:
@@ -37,6 +47,14 @@ class Row:
         return self.any.status
 
     @property
+    def name(self) -> str:
+        return ROLES.get(self.profile, self.profile)
+
+    @property
+    def contestant(self) -> bool:
+        return self.profile not in ROLES
+
+    @property
     def latency(self) -> Record | None:
         """The series that p50, p95 and the noise ratio are quoted from; none where the result is wrong."""
         return self._first(LATENCY)
@@ -46,22 +64,47 @@ class Row:
         """The series that speedup, GB/s and TFLOP/s are quoted from; none where the result is wrong."""
         return self._first(RATIO)
 
-    def ms(self, timer: Timer) -> float | None:
-        record = self.series.get(timer)
+    @property
+    def hot(self) -> Record | None:
+        """The series of calls whose input the producer has just left in the cache; never mixed with a cold one."""
+        return self._first(HOT)
+
+    @property
+    def regime(self) -> str | None:
+        return None if self.status is Status.WRONG else self.any.regime
+
+    def ms(self, timer: Timer, cache: Cache = "cold") -> float | None:
+        record = self.series.get((timer, cache))
         return None if record is None else record.p50_ms
 
-    def _first(self, timers: Iterable[Timer]) -> Record | None:
+    def call(self, baseline: str, series: Series | None = None) -> Call | None:
+        """The call of this row over a baseline: in one series, or where none is named in the one that is quoted."""
+        mine = {(call.timer, call.cache): call for call in self.calls if call.baseline == baseline}
+        return next((mine[one] for one in ([series] if series else RATIO) if one in mine), None)
+
+    def _first(self, wanted: Iterable[Series]) -> Record | None:
         if self.status is Status.WRONG:
             return None
-        return next((self.series[t] for t in timers if t in self.series and self.series[t].p50_ms is not None), None)
+        return next((self.series[s] for s in wanted if s in self.series and self.series[s].p50_ms is not None), None)
 
 
-def join(records: Iterable[Record]) -> list[Row]:
-    """One row per case and profile (the roof included), in the order in which they first appear."""
-    groups: dict[tuple[str, str], dict[Timer, Record]] = {}
-    for record in records:
-        groups.setdefault((record.case, record.profile), {})[record.timer] = record
-    return [Row(case, profile, series) for (case, profile), series in groups.items()]
+def join(records: Iterable[Record], calls: Iterable[Call] = ()) -> list[Row]:
+    """One row per case and profile (roof and control included), in the order in which they first appear.
+
+    Of a case that was measured again only the attempt that is quoted; what the others said is in its calls' `earlier`.
+    """
+    groups: dict[tuple[str, str], dict[Series, Record]] = {}
+    for record in quoted(list(records)):
+        groups.setdefault((record.case, record.profile), {})[record.timer, record.cache] = record
+    made: dict[tuple[str, str], list[Call]] = {}
+    for call in calls:
+        made.setdefault((call.case, call.profile), []).append(call)
+    return [Row(*key, series, made.get(key, ())) for key, series in groups.items()]
+
+
+def rows_of(conclusions: Conclusions, manifest: Manifest) -> list[Row]:
+    """The rows of a run as a rule concluded, in the order in which it was asked."""
+    return join(in_order(conclusions.pooled, manifest), conclusions.calls)
 
 
 def cases(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -80,17 +123,21 @@ def fused(rows: Sequence[Row]) -> Row | None:
 def fastest_torch(rows: Sequence[Row]) -> Row | None:
     """The fastest correct PyTorch among the rows of one case, all by one series: the best that any of them has."""
     torch_rows = [row for row in rows if row.profile.startswith("torch-") and row.status is Status.OK]
-    for timer in RATIO:
-        timed = [(ms, row) for row in torch_rows if (ms := row.ms(timer)) is not None]
+    return _fastest_by(torch_rows, RATIO)
+
+
+def fastest_wall(rows: Sequence[Row]) -> Row | None:
+    """The fastest correct PyTorch among the rows of one case in eager calls, by wall time."""
+    torch_rows = [row for row in rows if row.profile.startswith("torch-") and row.status is Status.OK]
+    return _fastest_by(torch_rows, [WALL])
+
+
+def _fastest_by(rows: Sequence[Row], wanted: Iterable[Series]) -> Row | None:
+    for series in wanted:
+        timed = [(ms, row) for row in rows if (ms := row.ms(*series)) is not None]
         if timed:
             return min(timed, key=lambda pair: pair[0])[1]
     return None
-
-
-def baselines(rows: Sequence[Row]) -> list[str]:
-    """The profiles that some row has a speedup over, in the order of the rows."""
-    compared = {name for row in rows if row.ratio for name in row.ratio.speedup} - {BASELINE}
-    return [name for name in dict.fromkeys(row.profile for row in rows) if name in compared]
 
 
 def above_roof(row: Row) -> bool:
@@ -98,10 +145,21 @@ def above_roof(row: Row) -> bool:
     return row.ratio is not None and (row.ratio.roof_share or 0) > ABOVE_ROOF
 
 
+def processes(rows: Iterable[Row]) -> int:
+    """How many processes the figures are of: the most that any row has. Runs of schema 1 had one."""
+    return max((record.processes or 1 for row in rows for record in row.series.values()), default=1)
+
+
 def noisy_series(row: Row) -> list[Timer]:
     """The series that the row's figures are quoted from and that are too noisy for a precise claim."""
-    quoted = {record.timer: record for record in (row.latency, row.ratio) if record is not None}
-    return [timer for timer, record in quoted.items() if record.noise == "rerun"]
+    relied_on = {record.timer: record for record in (row.latency, row.ratio) if record is not None}
+    return [timer for timer, record in relied_on.items() if record.noise == "rerun"]
+
+
+def gates(rows: Iterable[Row]) -> tuple[float, float]:
+    """p95/p50 up to which a series is good, and above which too noisy: a run without a GPU's series is of a CPU."""
+    timers = {timer for row in rows for timer, _ in row.series}
+    return GATES["cuda" if {"device", "graph", "host"} & timers else "cpu"]
 
 
 def company(manifest: Manifest) -> Iterator[str]:
@@ -151,3 +209,15 @@ def rate(value: float) -> str:
 def times(speedup: float) -> str:
     """`1.34x`, as the answer writes it."""
     return f"{speedup:.2f}x"
+
+
+def span(low: float, high: float) -> str:
+    """`[1.33, 1.35]`: two places, three where these do not tell the two ends apart."""
+    places = 2 if f"{low:.2f}" != f"{high:.2f}" else 3
+    return f"[{low:.{places}f}, {high:.{places}f}]"
+
+
+def give_or_take(low: float, high: float) -> str:
+    """`±0.4%`: half the width of an interval of ratios; one that spans a doubling has no use for more words."""
+    width = half_width(low, high)
+    return f"±{width:.1%}" if width < 0.1 else f"±{width:.0%}" if width < 1 else ">±100%"

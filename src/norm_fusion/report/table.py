@@ -1,27 +1,39 @@
 """A run as a terminal shows it: the machine, the figures, the notes and the answer.
 
-The figures come in three groups of columns. As many groups share a table as the terminal is wide for: one table on a
-wide screen or in a pipe, three on 80 columns.
+Three tables: what a call takes, what the claims are worth, rates and errors. The columns of one come in groups that are
+read together; as many groups share a table as the terminal is wide for, so that nothing is ever cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from norm_fusion.metrics import WARN_UP_TO
-from norm_fusion.records import Environment, Manifest, Status, Timer
+from norm_fusion.records import Environment, Label, Manifest, Status
 from norm_fusion.report.answer import answer
-from norm_fusion.report.rows import Row, above_roof, baselines, cases, company, duration, noisy_series, rate
+from norm_fusion.report.notes import notes, printable
+from norm_fusion.report.quotes import Quote, claims, quote
+from norm_fusion.report.rows import (
+    HOT,
+    WALL,
+    Row,
+    baseline_of,
+    cases,
+    duration,
+    fastest_torch,
+    processes,
+    rate,
+    times,
+    usual,
+)
+from norm_fusion.report.verdicts import STYLE as CALL_STYLE
 from norm_fusion.spec import ROOF
 
 NOTHING = "-"
-GAP = 2  # a space of padding, and the box's own divider
+GAP = "  "
 PIPE_WIDTH = 200  # a pipe has no width: wide enough that all figures of a row share a line
 STYLE = {
     Status.OK: "",
@@ -39,33 +51,52 @@ VERDICT = {
 }
 NOISE_STYLE = {"good": "", "warn": "yellow", "rerun": "bold yellow"}
 
-Cell = Callable[[Row], str]
+Cell = tuple[str, str]  # text and style
+Column = tuple[str, Callable[[int], Cell]]  # a heading, and what it says of a line
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table: its name, and whether it has figures or is a heading."""
+
+    name: str
+    style: str = ""
+    heading: bool = False
 
 
 @dataclass(frozen=True)
 class Group:
-    """Columns that are read together: a heading for each, and what it says of a row."""
+    """Columns that are read together. Without `needed` they are left out where the terminal is not wide enough."""
+
+    columns: Sequence[Column]
+    left: Sequence[str] = ()  # headings of columns that are aligned at their left
+    needed: bool = True
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table before it is cut to a terminal's width."""
 
     title: str
-    columns: tuple[tuple[str, Cell], ...]
-
-    def width(self, rows: Sequence[Row]) -> int:
-        return sum(GAP + max(len(head), *(len(cell(row)) for row in rows)) for head, cell in self.columns)
+    first: str  # the heading of the names
+    lines: Sequence[Line]
+    groups: Sequence[Group]
 
 
 def show(console: Console, manifest: Manifest, rows: Sequence[Row]) -> None:
     """Print a run."""
     if manifest.environment is not None:
         console.print(machine(manifest.environment), soft_wrap=True)
-    for table in _tables(rows, console.width):
-        console.print()
-        console.print(table)
+    for sheet in (_calls_sheet(rows), _claims_sheet(rows), _rates_sheet(rows)):
+        for line in _printed(sheet, console.width) if sheet.lines else ():
+            console.print(line, soft_wrap=True)
     console.print()
-    for note in [*notes(rows), *company(manifest)]:
-        console.print(f"- {note}", soft_wrap=True, highlight=False, markup=False)
+    for note in notes(manifest, rows):
+        console.print(_with_labels(f"- {note}", ""), soft_wrap=True)
     if manifest.state == "interrupted":
         console.print("- Interrupted: what was measured until then is shown and kept.", style="yellow")
-    console.print(f"\n{answer(rows)}", style="bold", highlight=False, markup=False)
+    console.print()
+    console.print(_with_labels(printable(answer(rows)), "bold"))
 
 
 def machine(e: Environment) -> Text:
@@ -81,143 +112,248 @@ def machine(e: Environment) -> Text:
     return Text(f"{' · '.join(facts)}\n{' · '.join(software)}", "dim")
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
-    """What the figures alone do not say: reasons and remedies, fallbacks, noise; each once."""
-    said: dict[str, None] = {}
-    for row in rows:
-        r = row.any
-        if r.reason and r.status is not Status.CHECKED:
-            said[f"{row.profile} {r.status} at {row.case}: {r.reason}" + (f"; {r.remedy}" if r.remedy else "")] = None
-        for note in r.notes:
-            said[f"{row.profile} at {row.case}: {note}"] = None
-    if any(row.status is Status.CHECKED for row in rows):
-        said["* right in Triton's interpreter, on a sample of the rows; a CPU says nothing of its latency"] = None
-    noisy = [f"{row.profile} at {row.case} ({', '.join(timers)})" for row in rows if (timers := noisy_series(row))]
-    if noisy:
-        listed = "; ".join(noisy[:4]) + (f"; and {len(noisy) - 4} more" if len(noisy) > 4 else "")
-        said[f"noisy (p95/p50 above {WARN_UP_TO}), rerun before a precise claim: {listed}"] = None
-    above = [f"{row.profile} at {row.case}" for row in rows if above_roof(row)]
-    if above:
-        said[f"faster than the copy, which is then no roof, or not cold, or not honest: {'; '.join(above)}"] = None
-    return [_printable(text) for text in said]
+def _with_labels(text: str, style: str) -> Text:
+    """A sentence, its labels in their colours."""
+    made = Text(text, style)
+    for label in Label:
+        made.highlight_words([label.value], f"{style} {CALL_STYLE[label]}".strip())
+    return made
 
 
-def _printable(text: str) -> str:
-    """Records are data: what would steer the terminal is dropped."""
-    return "".join(c for c in text if c.isprintable())
-
-
-def _tables(rows: Sequence[Row], width: int) -> Iterator[Table]:
-    """The groups in order, as many to a table as fit the width."""
-    if not rows:
-        return
-    names = max(len("  copy (the roof)"), *(len(name) for row in rows for name in (row.case, f"  {row.profile}")))
-    waiting = [group for group in _groups(rows) if group.columns]
+def _printed(sheet: Sheet, width: int) -> Iterator[Text]:
+    """The lines of a sheet: one table, or as many as its groups need."""
+    names = max(len(sheet.first), *(len(line.name) for line in sheet.lines if not line.heading))
+    waiting = [group for group in sheet.groups if group.columns]
+    title = sheet.title
     while waiting:
+        room = width - names - (taken := _width(waiting[0], sheet.lines))
         chosen = [waiting.pop(0)]
-        while waiting and names + sum(g.width(rows) for g in (*chosen, waiting[0])) <= width:
+        while waiting and (more := _width(waiting[0], sheet.lines)) <= room:
+            room, taken = room - more, taken + more
             chosen.append(waiting.pop(0))
-        yield _table(chosen, rows)
+        while waiting and not waiting[0].needed:
+            waiting.pop(0)
+        yield Text()
+        yield Text(title, "bold")
+        yield from _table(sheet, chosen, names, names + taken)
+        title = f"{sheet.title}, continued"
 
 
-def _table(groups: Sequence[Group], rows: Sequence[Row]) -> Table:
-    title = "; ".join(group.title for group in groups)
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 0, 0, GAP - 1),
-    )
-    table.add_column("case / profile", no_wrap=True)
-    for group in groups:
-        for head, _ in group.columns:
-            table.add_column(head, justify="right", no_wrap=True)
-    for case, mine in cases(rows).items():
-        table.add_row(Text(case, "bold"))
-        for row in mine:
-            roof = row.profile == ROOF
-            name = "  copy (the roof)" if roof else f"  {row.profile}"
-            cells = [_styled(head, cell(row), row) for group in groups for head, cell in group.columns]
-            table.add_row(Text(name), *cells, style="dim" if roof else STYLE[row.status])
-        table.add_section()
-    return table
+def _width(group: Group, lines: Sequence[Line]) -> int:
+    return sum(len(GAP) + _column(column, lines) for column in group.columns)
 
 
-def _groups(rows: Sequence[Row]) -> list[Group]:
-    compared = baselines(rows)
+def _column(column: Column, lines: Sequence[Line]) -> int:
+    head, cell = column
+    return max(len(head), *(len(cell(i)[0]) for i, line in enumerate(lines) if not line.heading))
+
+
+def _table(sheet: Sheet, groups: Sequence[Group], names: int, width: int) -> Iterator[Text]:
+    columns = [(column, _column(column, sheet.lines), column[0] in g.left) for g in groups for column in g.columns]
+
+    def placed(text: str, size: int, left: bool) -> str:
+        return text.ljust(size) if left else text.rjust(size)
+
+    head = GAP.join([sheet.first.ljust(names), *(placed(column[0], size, left) for column, size, left in columns)])
+    yield Text(head.rstrip())
+    yield Text("─" * width)
+    for i, line in enumerate(sheet.lines):
+        if line.heading and i and not sheet.lines[i - 1].heading:
+            yield Text()
+        made = Text(line.name if line.heading else line.name.ljust(names), "bold" if line.heading else line.style)
+        for (_, cell), size, left in columns if not line.heading else ():
+            text, style = cell(i)
+            made.append(GAP)
+            made.append(placed(text, size, left), style)
+        made.rstrip()
+        yield made
+
+
+# What a call takes
+
+
+def _calls_sheet(rows: Sequence[Row]) -> Sheet:
+    hot = any(row.hot is not None for row in rows)
     hosted = any(row.ms("host") is not None for row in rows)
-    eager = (("host", _of("host")), ("wall", _of("wall"))) if hosted else ()
-    over = tuple((_short(name), _over(name)) for name in compared)
-    return [
-        Group("Time of a call, cold cache", (("p50", _p50), ("p95", _p95), ("p95/p50", _noise), *eager)),
-        Group(
-            (f"Speedup over PyTorch ({', '.join(_short(name) for name in compared)}), " if compared else "")
-            + "effective GB/s",
-            (*over, ("GB/s", _gbps), ("of copy", _share)),
-        ),
-        Group(
-            "Arithmetic, errors against fp64",
-            (
-                ("TFLOP/s", _tflops),
-                ("max abs", lambda row: _number(row.any.max_abs_error)),
-                ("max rel", lambda row: _number(row.any.max_rel_error)),
-                ("allowed", lambda row: _number(row.any.tolerance)),
-                ("verdict", lambda row: NOTHING if row.profile == ROOF else VERDICT[row.status]),
-            ),
-        ),
+    title = "Time of a call, cold cache"
+    title += " (hot: its producer has just left x in the cache)" if hot else ""
+
+    def column(head: str, cell: Callable[[Row], Cell | str], wanted: bool = True) -> list[Column]:
+        return [_column_of(rows, head, cell)] if wanted else []
+
+    main = [
+        *column("p50", _p50),
+        *column("p95", lambda row: _ms(row.latency.p95_ms if row.latency else None)),
+        *column("p95/p50", _noise),
+        *column("wall", lambda row: _ms(row.ms("wall")), hosted),
+        *column("regime", lambda row: row.regime or NOTHING, any(row.regime for row in rows)),
     ]
+    more = [
+        *column("hot", lambda row: _ms(row.hot.p50_ms if row.hot else None), hot),
+        *column("host", lambda row: _ms(row.ms("host")), hosted),
+        *column("spread", _spread, processes(rows) > 1),
+    ]
+    return Sheet(title, "case / profile", _by_case(rows), [Group(main, left=("regime",)), Group(more)])
 
 
-def _short(profile: str) -> str:
-    return profile.removeprefix("torch-").removeprefix("compile-")
+def _by_case(rows: Sequence[Row]) -> list[Line]:
+    lines: list[Line] = []
+    for case, group in cases(rows).items():
+        lines.append(Line(printable(case), heading=True))
+        lines += [_line(row) for row in group]
+    return lines
 
 
-def _styled(head: str, text: str, row: Row) -> Text:
-    noise = row.latency.noise if head == "p95/p50" and row.latency else None
-    return Text(text, NOISE_STYLE[noise] if noise else "")
+def _line(row: Row) -> Line:
+    return Line(f"  {printable(row.name)}", STYLE[row.status] if row.contestant else "dim")
+
+
+def _column_of(rows: Sequence[Row], head: str, cell: Callable[[Row], Cell | str]) -> Column:
+    """A column over the lines of `_by_case`: headings have no cells."""
+    by_line: list[Cell] = []
+    for group in cases(rows).values():
+        by_line.append(("", ""))
+        said = [cell(row) for row in group]
+        by_line += [(text, "") if isinstance(text, str) else text for text in said]
+    return head, by_line.__getitem__
+
+
+def _ms(value: float | None) -> str:
+    return NOTHING if value is None else duration(value)
 
 
 def _p50(row: Row) -> str:
-    return duration(row.latency.p50_ms) if row.latency and row.latency.p50_ms is not None else row.status.value
+    return row.status.value if row.latency is None else _ms(row.latency.p50_ms)
 
 
-def _p95(row: Row) -> str:
-    return duration(row.latency.p95_ms) if row.latency and row.latency.p95_ms is not None else NOTHING
+def _noise(row: Row) -> Cell:
+    r = row.latency
+    if r is None or r.noise_ratio is None:
+        return NOTHING, ""
+    return f"{r.noise_ratio:.2f}", NOISE_STYLE[r.noise or "good"]
 
 
-def _noise(row: Row) -> str:
-    return f"{row.latency.noise_ratio:.2f}" if row.latency and row.latency.noise_ratio is not None else NOTHING
+def _spread(row: Row) -> str:
+    """How far the processes' medians are apart: p95/p50 cannot see it."""
+    spread = row.latency.process_spread if row.latency else None
+    return NOTHING if spread is None else f"{spread - 1:.1%}"
 
 
-def _of(timer: Timer) -> Cell:
-    def cell(row: Row) -> str:
-        ms = row.ms(timer)
-        return NOTHING if ms is None else duration(ms)
-
-    return cell
+# What the claims are worth
 
 
-def _over(baseline: str) -> Cell:
-    def cell(row: Row) -> str:
-        speedup = row.ratio.speedup.get(baseline) if row.ratio else None
-        return NOTHING if speedup is None else f"{speedup:.2f}x"
+def _claims_sheet(rows: Sequence[Row]) -> Sheet:
+    """Every claim of who is not PyTorch, beside the same one for eager calls, and with the input left in the cache."""
+    lines: list[Line] = []
+    primary: list[Quote | None] = []
+    for case, group in cases(rows).items():
+        found = claims(group)
+        if not found:
+            continue
+        lines.append(Line(printable(case), heading=True))
+        primary.append(None)
+        for row, quotes in found:
+            if row.contestant:
+                lines.append(Line(f"  {printable(row.name)} over", heading=True))
+                primary.append(None)
+            for one in quotes:
+                name = f"    {_tagged(one, group)}" if row.contestant else f"  {row.name}"
+                lines.append(Line(printable(name), "" if row.contestant else "dim"))
+                primary.append(one)
 
-    return cell
+    def beside(series: Iterable[tuple[str, str]]) -> list[Quote | None]:
+        wanted = [one for one in [*HOT, WALL] if one in set(series)]
+        return [
+            next((found for s in wanted if (found := quote(one.row, one.baseline, s)) is not None), None)
+            if one is not None
+            else None
+            for one in primary
+        ]
+
+    gpu = any(one is not None and one.series[0] != "wall" for one in primary)
+    wall = beside([WALL]) if gpu else []
+    hot = beside(HOT)
+    groups = [
+        _claimed("kernel" if gpu else "wall", primary),
+        _claimed("eager", wall),
+        _claimed("hot", hot, needed=False),
+    ]
+    shown = [
+        "Speedup",
+        f", 95% interval over {processes(rows)} processes, and call" if processes(rows) > 1 else ", one process",
+        ": kernel (in CUDA graphs) and eager call (wall time)" if gpu else "",
+    ]
+    return Sheet("".join(shown), "case / profile over", lines, groups)
 
 
-def _gbps(row: Row) -> str:
-    return rate(row.ratio.gbps) if row.ratio and row.ratio.gbps is not None else NOTHING
+def _tagged(one: Quote, group: Sequence[Row]) -> str:
+    best = fastest_torch(group)
+    tags = ["baseline"] if one.baseline == baseline_of(one.row.any.op) else []
+    tags += ["fastest"] if best is not None and best.profile == one.baseline else []
+    return ", ".join([one.baseline, *tags])
+
+
+def _claimed(head: str, quotes: Sequence[Quote | None], needed: bool = True) -> Group:
+    """Speedup, half-width and call of each line; the last two where there are any."""
+    there = [one for one in quotes if one is not None]
+    if not there:
+        return Group(())
+    common = usual(one.row.series.get(one.series) for one in there)
+
+    def speedup(i: int) -> Cell:
+        one = quotes[i]
+        if one is None or one.speedup is None:
+            return NOTHING, ""
+        fell = "" if one.series[0] == common else f" ({one.series[0]})"
+        return f"{times(one.speedup)}{fell}", ""
+
+    def width(i: int) -> Cell:
+        one = quotes[i]
+        return ("" if one is None else one.width) or NOTHING, ""
+
+    def call(i: int) -> Cell:
+        one = quotes[i]
+        return (NOTHING, "") if one is None or one.label is None else (one.label.value, CALL_STYLE[one.label])
+
+    columns: list[Column] = [(head, speedup)]
+    columns += [("95%", width)] if any(one.interval for one in there) else []
+    columns += [("call", call)] if any(one.label for one in there) else []
+    return Group(columns, left=("call",), needed=needed)
+
+
+# Rates and errors
+
+
+def _rates_sheet(rows: Sequence[Row]) -> Sheet:
+    def column(head: str, cell: Callable[[Row], str]) -> Column:
+        return _column_of(rows, head, cell)
+
+    rates = [
+        column("GB/s", lambda row: NOTHING if not row.ratio or row.ratio.gbps is None else rate(row.ratio.gbps)),
+        column("of copy", _share),
+        column("TFLOP/s", lambda row: NOTHING if not row.ratio or row.ratio.tflops is None else rate(row.ratio.tflops)),
+        column("speedup", _over_baseline),
+    ]
+    errors = [
+        column("max abs", lambda row: _number(row.any.max_abs_error)),
+        column("max rel", lambda row: _number(row.any.max_rel_error)),
+        column("allowed", lambda row: _number(row.any.tolerance)),
+        column("verdict", lambda row: NOTHING if row.profile == ROOF else VERDICT[row.status]),
+    ]
+    title = "Effective rates, speedup over torch-baseline; errors against fp64"
+    return Sheet(title, "case / profile", _by_case(rows), [Group(rates), Group(errors)])
 
 
 def _share(row: Row) -> str:
     return f"{row.ratio.roof_share:.3f}" if row.ratio and row.ratio.roof_share is not None else NOTHING
 
 
-def _tflops(row: Row) -> str:
-    return rate(row.ratio.tflops) if row.ratio and row.ratio.tflops is not None else NOTHING
+def _over_baseline(row: Row) -> str:
+    name = baseline_of(row.any.op)
+    if name == row.profile:
+        return "baseline"
+    one = quote(row, name) if name and row.contestant else None
+    return NOTHING if one is None or one.speedup is None else times(one.speedup)
 
 
 def _number(value: float | None) -> str:

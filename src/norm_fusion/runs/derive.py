@@ -1,16 +1,27 @@
-"""From what a worker measured to records: every derived figure is computed here, from raw samples. No torch."""
+"""From what a worker measured to records: every derived figure is computed here, from raw samples. No torch.
+
+Series meet by timer *and* cache: a cold one is never compared with a hot one, nor a graph with a wall clock.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from norm_fusion import metrics
-from norm_fusion.records import Measurement, Record, Samples, Series, Status, Timer
-from norm_fusion.spec import BASELINE, BASELINE_OF, ROOF, Case
+from norm_fusion.records import Measurement, Record, Samples, Series, Status
+from norm_fusion.spec import BASELINE, BASELINE_OF, CONTROL, ROOF, Case
 
 
 def records_of(
-    case: Case, measurements: Sequence[Measurement], run_id: str, fingerprint: str, replicate: int
+    case: Case,
+    measurements: Sequence[Measurement],
+    *,
+    run_id: str,
+    fingerprint: str,
+    replicate: int,
+    attempt: int = 0,
 ) -> list[tuple[Record, Samples | None]]:
     """The records of a case, one per profile and series; a profile without series has one record with its reason."""
     made: list[tuple[Record, Samples | None]] = []
@@ -24,9 +35,12 @@ def records_of(
             dtype=case.dtype,
             profile=measurement.profile,
             resolved_backend=measurement.resolved_backend,
+            control_of=measurement.control_of,
             status=measurement.status,
+            code=measurement.code,
             reason=measurement.reason,
             remedy=measurement.remedy,
+            attempt=attempt,
             replicate=replicate,
             correct=_correct(measurement),
             max_abs_error=measurement.max_abs_error,
@@ -46,6 +60,7 @@ def records_of(
                 positions=series.positions,
                 calls_per_sample=series.calls_per_sample,
                 warmup=series.warmup,
+                probes_ms=series.probes_ms,
             )
             made.append((record, samples))
     return made
@@ -61,25 +76,34 @@ def _correct(measurement: Measurement) -> bool | None:
 
 def _figures(case: Case, mine: Measurement, series: Series, everyone: Sequence[Measurement]) -> dict[str, object]:
     p50, p95 = metrics.percentile(series.blocks, 50), metrics.percentile(series.blocks, 95)
+    peers = {other.profile: found for other in everyone if (found := _like(series, other)) is not None}
     figures: dict[str, object] = {
         "timer": series.timer,
         "cache": series.cache,
         "p50_ms": p50,
         "p95_ms": p95,
         "noise_ratio": p95 / p50,
-        "noise": metrics.noise_gate(p50, p95),
+        "noise": metrics.noise_gate(p50, p95, series.timer),
         "n_samples": sum(len(block) for block in series.blocks),
+        "events": series.events,
         "settled": series.settled,
         "rotation": series.rotation,
+        "outside_ms": mine.outside_ms.get(series.timer),
+        "probe": _probe(series, list(peers.values())),
     }
-    if mine.profile == ROOF:
-        # A copy reads and writes once: its own bytes, without the parameters that it never touches.
-        return figures | {"gbps": metrics.gbps(2 * case.input_bytes, p50)}
     if series.timer != "host":  # enqueueing moves no bytes
-        figures |= {"gbps": metrics.gbps(case.compulsory_bytes, p50), "tflops": metrics.tflops(case.flops, p50)}
-        roof = _blocks(everyone, ROOF, series.timer)
-        if roof is not None:
-            roof_gbps = metrics.gbps(2 * case.input_bytes, metrics.percentile(roof, 50))
+        # A copy reads and writes once: its own bytes, without the parameters that it never touches.
+        nbytes = 2 * case.input_bytes if mine.profile == ROOF else case.compulsory_bytes
+        figures["gbps"] = metrics.gbps(nbytes, p50)
+        if series.cache == "cold":
+            roof = next((other for other in everyone if other.profile == ROOF), None)
+            figures |= {"read_gbps": roof and roof.read_gbps, "write_gbps": roof and roof.write_gbps}
+    if mine.profile == ROOF:
+        return figures
+    if series.timer != "host":
+        figures["tflops"] = metrics.tflops(case.flops, p50)
+        if ROOF in peers:
+            roof_gbps = metrics.gbps(2 * case.input_bytes, metrics.percentile(peers[ROOF].blocks, 50))
             figures |= {"roof_gbps": roof_gbps, "roof_share": metrics.gbps(case.compulsory_bytes, p50) / roof_gbps}
     if mine.status is Status.OK:
         figures["speedup"] = _speedups(case, mine, series, everyone)
@@ -87,22 +111,32 @@ def _figures(case: Case, mine: Measurement, series: Series, everyone: Sequence[M
 
 
 def _speedups(case: Case, mine: Measurement, series: Series, everyone: Sequence[Measurement]) -> dict[str, float]:
-    """Over every correct torch profile but itself, in the same series; and under the alias torch-baseline."""
+    """Over every other correct contestant in the same series, and under the alias torch-baseline.
+
+    Nothing is compared with the roof, which computes nothing, nor with the control, which is there to be compared: it
+    has a speedup over its original alone.
+    """
     found = {
-        other.profile: metrics.speedup(blocks, series.blocks)
+        other.profile: metrics.speedup(peer.blocks, series.blocks)
         for other in everyone
-        if other.profile.startswith("torch-") and other.profile != mine.profile and other.status is Status.OK
-        if (blocks := _blocks(everyone, other.profile, series.timer)) is not None
+        if other.status is Status.OK and other.profile not in (mine.profile, ROOF, CONTROL)
+        if mine.profile != CONTROL or other.profile == mine.control_of
+        if (peer := _like(series, other)) is not None
     }
-    if BASELINE_OF[case.op] in found:
+    if BASELINE_OF[case.op] in found and mine.profile != CONTROL:
         found[BASELINE] = found[BASELINE_OF[case.op]]
     return found
 
 
-def _blocks(everyone: Sequence[Measurement], profile: str, timer: Timer) -> metrics.Blocks | None:
-    for measurement in everyone:
-        if measurement.profile == profile:
-            for series in measurement.series:
-                if series.timer == timer:
-                    return series.blocks
-    return None
+def _probe(series: Series, peers: Sequence[Series]) -> float | None:
+    """The clock probe beside this series' blocks, over that beside everyone's: above 1 the clock was slower."""
+    if not series.probes_ms:
+        return None
+    everyones = [probe for peer in peers for probe in peer.probes_ms]
+    return float(np.median(series.probes_ms) / np.median(everyones))
+
+
+def _like(series: Series, other: Measurement) -> Series | None:
+    """The other contestant's series by the same timer, with the cache in the same state."""
+    same = (theirs for theirs in other.series if (theirs.timer, theirs.cache) == (series.timer, series.cache))
+    return next(same, None)

@@ -1,33 +1,42 @@
 """The folder of a run: `runs/<run-id>/`, every file written whole or not at all.
 
-manifest.json           what was asked, where it ran, how it ended
-records/<key>.json      one record
-samples/<key>.json.gz   its raw samples
-worker.log              what the measuring process printed
+manifest.json                     what was asked, where it ran, how it ended
+records/<case>[.a1].r0.json       the records of one case in one process: a list; `.a1` names an automatic rerun
+samples/<the same>.json.gz        their raw samples: a list
+calls.json                        what a rule made of them; derived, and made again by `norm-fusion judge`
+conditions.jsonl                  clocks, heat, power and load while it ran, a reading a line
+worker.log                        what the measuring processes printed
+
+Runs of schema 1 have a file for each record and one for its samples; both are read.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from norm_fusion.records import SCHEMA, Manifest, Record, Samples
-from norm_fusion.spec import SpecError
+from norm_fusion import metrics
+from norm_fusion.records import SCHEMA, Conclusions, Conditions, Manifest, Record, Samples
+from norm_fusion.spec import CONTROL, ROOF, SpecError
 
 M = TypeVar("M", bound=BaseModel)
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# Files of samples that stay unpacked: those of one case, in fifteen processes and three attempts.
+UNPACKED = 45
+_LIST_OF_SAMPLES = TypeAdapter(list[Samples])
 
 
 class StoreError(SpecError):
@@ -49,6 +58,7 @@ class RunStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._unpacked: dict[str, tuple[str, dict[str, Samples]]] = {}  # by file: its hash, and samples by key
 
     @classmethod
     def create(cls, parent: Path, run_id: str) -> RunStore:
@@ -89,43 +99,147 @@ class RunStore:
     def write_manifest(self, manifest: Manifest) -> None:
         write_whole(self.path / "manifest.json", _json(manifest))
 
-    def write(self, record: Record, samples: Samples | None) -> Record:
-        """Keep a record and its samples; returns the record as stored, which names and hashes its samples."""
-        if samples is not None:
-            data = gzip.compress(samples.model_dump_json().encode(), mtime=0)
-            name = f"samples/{record.key}.json.gz"
-            write_whole(self.path / name, data)
-            record = record.model_copy(update={"samples_file": name, "samples_sha256": sha256(data).hexdigest()})
-        write_whole(self.path / "records" / f"{record.key}.json", _json(record))
-        return record
+    def keep(
+        self, case: str, attempt: int, replicate: int, made: Sequence[tuple[Record, Samples | None]]
+    ) -> list[Record]:
+        """Keep the records of one case in one process, after their samples, each file whole or not at all.
+
+        Returns the records as stored: those that have samples name their file and its hash. Of nothing no file is made.
+        """
+        if not made:
+            return []
+        name = f"{case}.a{attempt}.r{replicate}" if attempt else f"{case}.r{replicate}"
+        file = f"samples/{name}.json.gz"
+        taken = [samples for _, samples in made if samples is not None]
+        hashed = None
+        if taken:
+            data = gzip.compress(_LIST_OF_SAMPLES.dump_json(taken), mtime=0)
+            write_whole(self.path / file, data)
+            hashed = sha256(data).hexdigest()
+        named = {"samples_file": file, "samples_sha256": hashed}
+        records = [record if samples is None else record.model_copy(update=named) for record, samples in made]
+        rows = ",\n".join(record.model_dump_json(by_alias=True) for record in records)  # a line each, for diffs
+        write_whole(self.path / "records" / f"{name}.json", f"[\n{rows}\n]\n".encode())
+        return records
+
+    def write_conclusions(self, conclusions: Conclusions) -> None:
+        """Keep what a rule made of the records."""
+        write_whole(self.path / "calls.json", _json(conclusions))
+
+    def append_conditions(self, readings: Iterable[Conditions]) -> None:
+        """Add readings to conditions.jsonl. A line that an earlier writer left unfinished goes first."""
+        path = self.path / "conditions.jsonl"
+        with path.open("a+b") as file:
+            file.seek(0)
+            written = file.read()
+            file.truncate(written.rfind(b"\n") + 1)
+            file.write(b"".join(reading.model_dump_json().encode() + b"\n" for reading in readings))
 
     def manifest(self) -> Manifest:
         return _read(self.path / "manifest.json", Manifest)
 
     def records(self) -> Iterator[Record]:
-        """All records, by name. A file that is not a record of this schema raises StoreError naming it."""
-        for path in sorted((self.path / "records").glob("*.json")):
-            yield _read(path, Record)
+        """All records, by name. A file that does not hold records of this schema raises StoreError naming it."""
+        for path in self._record_files():
+            yield from _records_in(path)
+
+    def read(self) -> tuple[list[Record], list[str]]:
+        """All records that can be read, and a sentence for each file that was left out: its name, and why."""
+        records: list[Record] = []
+        left_out: list[str] = []
+        for path in self._record_files():
+            try:
+                records += _records_in(path)
+            except StoreError as error:
+                left_out.append(str(error))
+        return records, left_out
+
+    def verified(self, records: Iterable[Record]) -> tuple[list[Record], list[str]]:
+        """Those of `records` that agree with their samples, unchanged; and a sentence for each file that is not.
+
+        A record that was never timed has no samples, and is kept.
+        """
+        kept: list[Record] = []
+        left_out: dict[str, None] = {}
+        for record in records:
+            try:
+                if record.samples_file is not None:
+                    p50 = metrics.percentile(self.samples(record).blocks, 50)
+                    if record.p50_ms is None or not math.isclose(p50, record.p50_ms, rel_tol=1e-9):
+                        said = f"its p50 is {record.p50_ms} ms, that of its samples {p50} ms"
+                        raise StoreError(f"record {record.key} was edited: {said}")
+                kept.append(record)
+            except StoreError as error:
+                left_out[str(error)] = None
+        return kept, list(left_out)
 
     def samples(self, record: Record) -> Samples:
-        """The raw samples of a record, checked against its hash."""
+        """The raw samples of a record, checked against its hash.
+
+        Raises:
+            StoreError: it has none, or their file is missing, was changed, or does not hold them.
+        """
         if record.samples_file is None:
             raise StoreError(f"record {record.key} has no samples: {record.reason or record.status}")
         path = self.path / record.samples_file
         if path.parent != self.path / "samples":
             raise StoreError(f"record {record.key} names samples outside its run: {record.samples_file}")
-        data = path.read_bytes()
+        if record.samples_file not in self._unpacked or self._unpacked[record.samples_file][0] != record.samples_sha256:
+            self._unpack(path, record)
+        by_key = self._unpacked[record.samples_file][1]
+        if record.key not in by_key:
+            raise StoreError(f"{path} has no samples of {record.key}: it is not the file that was written with it")
+        return by_key[record.key]
+
+    def conclusions(self) -> Conclusions | None:
+        """What a rule made of the records, as it was last stored; None where nothing is."""
+        path = self.path / "calls.json"
+        return _read(path, Conclusions) if path.is_file() else None
+
+    def conditions(self) -> Iterator[Conditions]:
+        """The readings, in time order. A last line that was cut off, as a crash leaves it, is skipped."""
+        path = self.path / "conditions.jsonl"
+        whole = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+        for number, line in enumerate(whole, start=1):
+            try:
+                yield Conditions.model_validate_json(line)
+            except ValidationError as error:
+                raise StoreError(f"{path} line {number} is not a reading of conditions: {_first(error)}") from None
+
+    def _record_files(self) -> list[Path]:
+        return sorted((self.path / "records").glob("*.json"))
+
+    def _unpack(self, path: Path, record: Record) -> None:
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise StoreError(f"{path} is missing: the samples of {record.key} belong there, bring them back") from None
         if sha256(data).hexdigest() != record.samples_sha256:
             raise StoreError(f"{path} was changed after it was written: its hash is not its record's")
-        return Samples.model_validate_json(gzip.decompress(data))
+        try:
+            text = gzip.decompress(data)
+            found = _LIST_OF_SAMPLES.validate_json(text if text.startswith(b"[") else b"[" + text + b"]")
+        except (OSError, EOFError, ValidationError) as error:
+            raise StoreError(f"{path} does not hold samples: {_first(error)}") from None
+        while len(self._unpacked) >= UNPACKED:
+            del self._unpacked[next(iter(self._unpacked))]
+        name = str(record.samples_file)
+        self._unpacked[name] = (str(record.samples_sha256), {samples.key: samples for samples in found})
 
 
 def in_order(records: Iterable[Record], manifest: Manifest) -> list[Record]:
-    """Records in the order in which the run was asked: cases, then profiles, the roof last, then series."""
+    """Records in the order in which the run was asked: cases, then profiles, the control, the roof, then series."""
     cases = {name: i for i, name in enumerate(manifest.cases)}
     profiles = {name: i for i, name in enumerate(manifest.profiles)}
     late = len(cases) + len(profiles)
-    return sorted(records, key=lambda r: (cases.get(r.case, late), profiles.get(r.profile, late), r.timer, r.replicate))
+    profiles |= {CONTROL: late + 1, ROOF: late + 2}
+
+    def place(record: Record) -> tuple[object, ...]:
+        process = -1 if record.replicate is None else record.replicate
+        series = (record.timer, record.cache, record.attempt, process)
+        return cases.get(record.case, late), profiles.get(record.profile, late), *series
+
+    return sorted(records, key=place)
 
 
 def checked_run_id(run_id: str) -> str:
@@ -141,15 +255,41 @@ def _json(model: BaseModel) -> bytes:
     return (model.model_dump_json(by_alias=True, indent=1) + "\n").encode()
 
 
+def _records_in(path: Path) -> list[Record]:
+    """The records of a file: a list of them, or, of schema 1, a single one."""
+    data = _load(path, "record")
+    if data == []:
+        raise StoreError(f"{path} is not a readable record: it holds none")
+    return [_validated(path, item, Record) for item in (data if isinstance(data, list) else [data])]
+
+
 def _read(path: Path, model: type[M]) -> M:
+    return _validated(path, _load(path, model.__name__.lower()), model)
+
+
+def _load(path: Path, what: str) -> Any:
     try:
-        data = json.loads(path.read_bytes())
-        schema = data.get("schema_version") if isinstance(data, dict) else None
-        if isinstance(schema, int) and schema > SCHEMA:
-            raise StoreError(f"{path} has schema {schema}, this version reads up to {SCHEMA}: update")
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # cut, not UTF-8, a number of 5,000 digits, brackets without end
+        raise StoreError(f"{path} is not a readable {what}: {_first(error)}") from None
+
+
+def _validated(path: Path, data: object, model: type[M]) -> M:
+    schema = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise StoreError(f"{path} has schema {schema}, this version reads up to {SCHEMA}: update")
+    try:
         return model.model_validate(data)
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path} is not a readable {model.__name__.lower()}: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        raise StoreError(f"{path} is not a readable {model.__name__.lower()}: {_first(error)}") from None
+
+
+def _first(error: Exception) -> str:
+    """The first line of what an error says; pydantic's second names the field."""
+    lines = str(error).splitlines()
+    return ": ".join(line.strip() for line in lines[: 2 if isinstance(error, ValidationError) else 1])
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -1,0 +1,36 @@
+"""A user's own function as a contestant: `module:function`, found on the import path, the current folder included."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from torch import Tensor
+
+from norm_fusion.backends import USERS
+from norm_fusion.backends.builtin import Operands, Prepared, Unavailable
+from norm_fusion.spec import Op
+
+
+def prepare(profile: str, p: Operands) -> Prepared:
+    """The function, called as torch.nn.functional's: (x, shape, weight, eps), with bias before eps for LayerNorm.
+
+    Raises:
+        Unavailable: there is no such module or function.
+    """
+    named = USERS.fullmatch(profile)
+    assert named is not None
+    try:
+        function = getattr(import_module(named["module"]), named["function"])
+    except ModuleNotFoundError as missing:
+        raise Unavailable(f"there is no module {missing.name!r}", "put its folder on PYTHONPATH") from None
+    except AttributeError:
+        reason = f"module {named['module']!r} has no {named['function']!r}"
+        raise Unavailable(reason, "give a function's name after the colon") from None
+
+    def rmsnorm(x: Tensor) -> Tensor:
+        return function(x, p.shape, p.weight, p.eps)  # type: ignore[no-any-return]
+
+    def layernorm(x: Tensor) -> Tensor:
+        return function(x, p.shape, p.weight, p.bias, p.eps)  # type: ignore[no-any-return]
+
+    return Prepared(rmsnorm if p.op is Op.RMSNORM else layernorm, profile)

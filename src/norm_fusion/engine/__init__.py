@@ -1,0 +1,373 @@
+"""Runs a plan in processes of their own and keeps what they measure as it arrives.
+
+The process that measures is never the process that judges: it sends raw samples, figures are derived here. K of them
+measure the whole shard, each fresh and in an order of its own; more are added until the intervals are narrow enough,
+and what was noisy is run again. One that dies or hangs costs the contestant that it was on, or the case where that is
+not known.
+
+host.py     one worker: its conversation, its clock seen from outside, its end
+monitor.py  clocks, heat, power and company beside the samples
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from norm_fusion import backends
+from norm_fusion.engine.host import Fate, Host, Verifier
+from norm_fusion.engine.monitor import Monitor, events
+from norm_fusion.evidence import verdicts
+from norm_fusion.evidence.pool import pool
+from norm_fusion.records import Code, Conclusions, Conditions, Environment, Manifest, Measurement, Record, Status
+from norm_fusion.runs.derive import records_of
+from norm_fusion.runs.store import RunStore, now
+from norm_fusion.spec import CONTROL, FEWEST, MOST, PRECISION, RERUNS, Case, Shard, SpecError
+
+
+class Listener(Protocol):
+    """Who watches a run."""
+
+    def started(self, environment: Environment) -> None: ...
+    def process(self, number: int, of: tuple[int, int], cases: int, attempt: int, steps: int) -> None: ...
+    def step(self, case: str, what: str) -> None: ...
+    def measured(self, records: Sequence[Record]) -> None: ...
+    def ended(self, number: int, took_s: float, widest: float | None) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many processes measure a shard, and for how long."""
+
+    shard: Shard
+    fewest: int = FEWEST
+    most: int = MOST
+    precision: float = PRECISION  # half-width of the interval at which a case needs no further process
+    budget_s: float | None = None  # no process is started that would end after it
+    timeout_s: float = 300.0  # a worker that says nothing for so long is given up
+    reruns: int = RERUNS
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    records: list[Record] = field(default_factory=list)
+    conclusions: Conclusions | None = None
+    manifest: Manifest | None = None
+    interrupted: int | None = None  # the signal that ended it early
+    kept: bool = False  # is there a folder?
+    problem: str | None = None  # why it could not be kept to the end
+
+    @property
+    def exit_code(self) -> int:
+        """0: all rows ok or unavailable; 1: a row is wrong or failed, or not kept; 128 + signal: interrupted."""
+        if self.interrupted is not None:
+            return 128 + self.interrupted
+        return int(
+            self.problem is not None or any(record.status in (Status.WRONG, Status.FAILED) for record in self.records)
+        )
+
+
+def run(plan: Plan, manifest: Manifest, create: Callable[[], RunStore], listener: Listener) -> Outcome:
+    """Measure a plan here. `create` makes the run's folder, once a worker has accepted the shard.
+
+    Raises:
+        SpecError: the worker cannot run the shard on this machine; nothing was kept.
+    """
+    session = _Session(plan, manifest, create, listener)
+    with _signals_to(session):
+        session.measure()
+    return session.outcome
+
+
+class _Session:
+    """One run in progress: the store, the worker at work, and the cases still to do."""
+
+    def __init__(self, plan: Plan, manifest: Manifest, create: Callable[[], RunStore], listener: Listener) -> None:
+        self.plan, self.manifest, self.create, self.listener = plan, manifest, create, listener
+        self.device = plan.shard.device
+        self.store: RunStore | None = None
+        self.outcome = Outcome()
+        self.host: Host | None = None
+        self.verifier = Verifier()
+        self.monitor: Monitor | None = None
+        self.skip: tuple[tuple[str, str], ...] = ()
+        self.losses: dict[str, list[Measurement]] = {}  # by case: contestants that ended a worker before it was kept
+        self.fingerprint = ""
+        self.began_s = time.monotonic()
+        self.longest_s = 0.0  # of a process, per case
+
+    def measure(self) -> None:
+        try:
+            self.verifier.start()
+            cases = self.plan.shard.cases
+            self._attempt(0, cases)
+            for attempt in range(1, self.plan.reruns + 1):
+                noisy = self._noisy()
+                cases = tuple(case for case in cases if case.name in noisy)
+                if not cases or not self._may_go_on(len(cases) * self.plan.fewest):
+                    break
+                self._attempt(attempt, cases)
+            self._finish()
+        except OSError as error:  # a full disk, say: what is in memory is still shown
+            self.outcome.problem = f"the run could not be kept to its end: {error.strerror or error}"
+        finally:
+            self.close()
+        self.outcome.manifest = self.manifest
+
+    def stop(self, number: int) -> None:
+        """First signal: end after the current round and keep what is there. Second: at once."""
+        if self.host is not None:
+            self.host.stop(at_once=self.outcome.interrupted is not None)
+        self.outcome.interrupted = number
+
+    def close(self) -> None:
+        """Leave no process behind."""
+        self.verifier.close()
+        if self.monitor is not None:
+            self.monitor.__exit__(None, None, None)
+            self.monitor = None
+
+    def _attempt(self, attempt: int, cases: tuple[Case, ...]) -> None:
+        """Processes over these cases, at least `fewest`; then over those whose intervals are still too wide."""
+        remaining = cases
+        for number in range(self.plan.most):
+            if self.outcome.interrupted is not None:
+                return
+            if number >= self.plan.fewest:
+                remaining = tuple(case for case in remaining if self._too_wide(case, attempt))
+            if not remaining or (number > 0 and not self._may_go_on(len(remaining))):
+                return
+            began = time.monotonic()
+            self._process(number, attempt, remaining)
+            if self.store is None:
+                return  # interrupted before it began
+            took = time.monotonic() - began
+            self.longest_s = max(self.longest_s, took / len(remaining))
+            if attempt == 0:
+                self._update(processes=number + 1)
+            widest = [w for case in remaining if (w := self._widest(case, attempt)) is not None]
+            self.listener.ended(number, took, max(widest, default=None))
+
+    def _may_go_on(self, case_processes: int) -> bool:
+        """Is there time for so many cases x processes, as long as the slowest took so far?"""
+        if self.plan.budget_s is None:
+            return True
+        return time.monotonic() - self.began_s + case_processes * self.longest_s <= self.plan.budget_s
+
+    def _process(self, number: int, attempt: int, cases: tuple[Case, ...]) -> None:
+        """One replicate: a fresh worker over the cases; each that dies is followed by one for the cases left."""
+        # Fresh inputs and a fresh order in each process, all of them from the run's one seed.
+        seed = random.Random(f"{self.plan.shard.seed} {attempt} {number}").randrange(2**31)
+        remaining = list(cases)
+        while remaining and self.outcome.interrupted is None:
+            shard = replace(
+                self.plan.shard,
+                cases=tuple(remaining),
+                device=self.device,
+                replicate=number,
+                attempt=attempt,
+                seed=seed,
+                skip=self.skip,
+            )
+            fate = self._host(shard)
+            done = {r.case for r in self.outcome.records if (r.replicate, r.attempt) == (number, attempt)}
+            remaining = [case for case in remaining if case.name not in done]
+            if not remaining or self.outcome.interrupted is not None or (fate.well and shard.skip == self.skip):
+                return
+            if fate.well:
+                continue  # cases whose clock a contestant had tampered with, now without it
+            if fate.refusal is not None and self.store is None:
+                raise SpecError(fate.refusal)
+            if self.store is None:
+                log = fate.log.strip()[-2000:]
+                raise SpecError(f"the measuring process {fate.reason} before it could say where it runs:\n{log}")
+            self._lose(fate, remaining, shard)
+
+    def _host(self, shard: Shard) -> Fate:
+        """Run one worker to its end."""
+
+        def take(event: dict[str, Any]) -> None:
+            self._take(event, shard)
+
+        self.host = Host(shard, self.verifier, take, self.plan.timeout_s)
+        fate = self.host.run()
+        if self.store is not None:
+            self.store.append_log(fate.log)
+            self._keep_conditions()
+        return fate
+
+    def _take(self, event: dict[str, Any], shard: Shard) -> None:
+        match event["event"]:
+            case "environment":
+                self._begin(Environment.model_validate(event["environment"]), event, shard)
+            case "progress":
+                self.listener.step(event["case"], event["what"])
+            case "case":
+                after = Environment.model_validate(event["environment"]).fingerprint
+                # Two of them in one record are never those of another: the judge sees that something changed.
+                fingerprint = self.fingerprint if after == self.fingerprint else f"{self.fingerprint}, then {after}"
+                if not self._tampered(event["case"], event["measurements"]):
+                    self._keep(event["case"], event["measurements"], shard, fingerprint)
+            case "done":
+                self._update(after=Conditions.model_validate(event["conditions"]))
+
+    def _tampered(self, case: Case, measurements: list[Measurement]) -> bool:
+        """Does our clock contradict rows beside a user's contestant? Then all are measured again without it.
+
+        In one process a clock that lies does so for everybody; whose deed it was cannot be told, so that of several
+        such contestants none is believed.
+        """
+        if not any(m.code is Code.TIMER and m.status is Status.WRONG and m.series for m in measurements):
+            return False
+        suspects = [m for m in measurements if backends.is_users(m.profile) and m.status is not Status.FAILED]
+        suspects = [m for m in suspects if (case.name, m.profile) not in self.skip]
+        if not suspects:
+            return False
+        self.skip += tuple((case.name, m.profile) for m in suspects)
+        reason = "beside it the process's own clock and the parent's disagree"
+        lost = [
+            m
+            if m.status is Status.WRONG
+            else m.model_copy(update={"status": Status.WRONG, "code": Code.TIMER, "reason": reason})
+            for m in suspects
+        ]
+        self.losses.setdefault(case.name, []).extend(m.model_copy(update={"series": []}) for m in lost)
+        return True
+
+    def _begin(self, environment: Environment, event: dict[str, Any], shard: Shard) -> None:
+        """The first worker says where the run takes place; what is different for a successor is kept as a note."""
+        self.fingerprint = environment.fingerprint
+        if self.store is None:
+            self.store = self.create()
+            self.outcome.kept = True
+            self.device = "cpu" if environment.device == "cpu" else f"cuda:{environment.device_index}"
+            self._update(environment=environment, before=Conditions.model_validate(event["conditions"]))
+            self.monitor = Monitor(environment, self._pids)
+            self.monitor.__enter__()
+            self.listener.started(environment)
+        elif self.manifest.environment is not None and environment != self.manifest.environment:
+            was, now_ = self.manifest.environment.model_dump(), environment.model_dump()
+            odd = ", ".join(f"{key} was {was[key]}, is {now_[key]}" for key in was if was[key] != now_[key])
+            note = f"process {shard.replicate + 1} found another environment than the first: {odd}"
+            if note not in self.manifest.notes:
+                self._update(notes=[*self.manifest.notes, note])
+        number = (shard.replicate or 0) + 1
+        of = (self.plan.fewest, self.plan.most)
+        self.listener.process(number, of, len(shard.cases), shard.attempt, event["total"])
+
+    def _pids(self) -> set[int]:
+        worker = self.host.worker if self.host is not None else None
+        return {os.getpid()} | ({worker.pid} if worker is not None else set())
+
+    def _keep(self, case: Case, measurements: list[Measurement], shard: Shard, fingerprint: str) -> None:
+        assert self.store is not None
+        assert self.manifest.environment is not None
+        readings = list(self.monitor.readings) if self.monitor is not None else []
+        happened = [
+            m.model_copy(update={"series": [s.model_copy(update={"events": events(s, readings)}) for s in m.series]})
+            for m in measurements
+        ]
+        there = {m.profile for m in happened}
+        happened += [loss for loss in self.losses.pop(case.name, []) if loss.profile not in there]
+        derived = records_of(
+            case,
+            happened,
+            run_id=shard.run_id,
+            fingerprint=fingerprint,
+            replicate=shard.replicate,
+            attempt=shard.attempt,
+        )
+        kept = self.store.keep(case.name, shard.attempt, shard.replicate, derived)
+        self.outcome.records += kept
+        self.listener.measured(kept)
+
+    def _keep_conditions(self) -> None:
+        if self.monitor is not None and self.store is not None:
+            readings, self.monitor.readings = self.monitor.readings, []
+            self.store.append_conditions(readings)
+
+    def _lose(self, fate: Fate, remaining: list[Case], shard: Shard) -> None:
+        """A worker died: its contestant is left out from now on; where it is not known, the case is given up."""
+        # Between two cases nobody is to blame: the next one is given up all the same, so that this ends.
+        lost = next((case for case in remaining if case.name == fate.case), remaining[0])
+        reason = f"the measuring process {fate.reason} {'on' if lost.name == fate.case else 'before'} this case"
+        names = [name for name in shard.profiles if backends.serves(name, lost.op)]
+
+        def failed(profile: str) -> Measurement:
+            return Measurement(
+                case=lost.name,
+                profile=profile,
+                status=Status.FAILED,
+                code=fate.code,
+                reason=f"{reason}; see worker.log",
+                control_of=backends.controlled(names, self.device.partition(":")[0]) if profile == CONTROL else None,
+            )
+
+        culprit = fate.profile if lost.name == fate.case else None
+        if culprit in (*names, CONTROL) and (lost.name, culprit) not in self.skip:
+            assert culprit is not None
+            self.skip += ((lost.name, culprit),)
+            self.losses.setdefault(lost.name, []).append(failed(culprit))
+            if set(names) - {profile for case, profile in self.skip if case == lost.name}:
+                return
+            names = []  # none is left: what is known of them is kept below
+        remaining.remove(lost)
+        self._keep(lost, [failed(name) for name in names], shard, self.fingerprint)
+
+    def _noisy(self) -> list[str]:
+        """The cases to run again."""
+        if self.outcome.interrupted is not None or self.plan.fewest < 2:
+            return []
+        return verdicts.needs_rerun(self._conclude().calls)
+
+    def _too_wide(self, case: Case, attempt: int) -> bool:
+        """Is the case's interval wider than asked for? Its width alone decides, never what it says."""
+        widest = self._widest(case, attempt)
+        return widest is not None and widest > self.plan.precision
+
+    def _widest(self, case: Case, attempt: int) -> float | None:
+        assert self.store is not None
+        assert self.manifest.environment is not None
+        mine = [r for r in self.outcome.records if r.case == case.name and r.attempt == attempt]
+        return verdicts.widest(pool(mine, self.store.samples, self.manifest.environment), case.name)
+
+    def _conclude(self) -> Conclusions:
+        assert self.store is not None
+        return verdicts.conclude(self.outcome.records, self.store.samples, self.manifest)
+
+    def _finish(self) -> None:
+        for case in [case for case in self.plan.shard.cases if case.name in self.losses]:
+            assert self.host is not None
+            self._keep(case, [], self.host.shard, self.fingerprint)  # of the process that was interrupted
+        state = "interrupted" if self.outcome.interrupted is not None else "finished"
+        self._update(state=state, finished_at=now())
+        if self.store is not None:
+            self.outcome.conclusions = self._conclude()
+            self.store.write_conclusions(self.outcome.conclusions)
+
+    def _update(self, **changes: Any) -> None:
+        self.manifest = self.manifest.model_copy(update=changes)
+        if self.store is not None:
+            self.store.write_manifest(self.manifest)
+
+
+@contextmanager
+def _signals_to(session: _Session) -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop the session instead of this process, while it lasts."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda received, frame: session.stop(received))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        session.close()

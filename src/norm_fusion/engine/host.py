@@ -1,0 +1,358 @@
+"""Hosts a worker: starts it, answers it, times it from outside, has its outputs judged elsewhere, and outlives it.
+
+The worker runs contestants' code, which may crash, hang, or lie. What it says is amended here by what the parent's own
+clock and the verifier found, before anything is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from norm_fusion import backends
+from norm_fusion.metrics import percentile
+from norm_fusion.records import Code, Measurement, Status
+from norm_fusion.spec import ROOF, Case, Shard
+
+WORKER = [sys.executable, "-m", "norm_fusion.measure.worker"]
+VERIFIER = [sys.executable, "-m", "norm_fusion.measure.verifier"]
+CRUMB, CRUMB_BYTES = "NORM_FUSION_CRUMB", 512  # as measure/parent.py has them
+# After a request to stop, a worker may still be inside a compiler: it gets this long before it is killed.
+GRACE_S = 30
+# Before its first case it imports PyTorch, which on a slow disk takes longer than any contestant should.
+START_S = 120
+# A message is at most a few rows in base64, or the samples of a case: longer is rubbish.
+MAX_LINE = 2**28
+# Rows shown of one output, and bytes of them: enough that a contestant which skips rows is found, few enough to send.
+SHOWN_ROWS, SHOWN_BYTES = 16, 2**21
+# The parent's clock around calls back to back may show so much more than the median that the worker tells: on an H200
+# it shows 0.97 to 1.00 of a graph's, 0.8 to 1.1 of synchronous calls'; on a busy CPU these have a long tail.
+OUTSIDE_UP_TO = {("cuda", "graph"): 1.1, ("cuda", "wall"): 1.4, ("cpu", "wall"): 2.0}
+OUTSIDE_SLACK_MS = 0.5
+BRACKETS = 8
+
+Take = Callable[[dict[str, Any]], None]
+
+
+class Fault(Exception):
+    """What a worker said or did that ends it."""
+
+    def __init__(self, reason: str, code: Code = Code.CRASHED) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+@dataclass
+class Fate:
+    """How a worker ended: well, or with whose code running and why."""
+
+    well: bool
+    code: Code = Code.CRASHED
+    reason: str = ""
+    case: str | None = None  # that it was on
+    profile: str | None = None  # whose code ran last
+    refusal: str | None = None
+    log: str = ""
+
+
+@dataclass
+class _Bracket:
+    case: str
+    profile: str
+    timer: str
+    p50_ms: float
+    began_s: float
+
+
+@dataclass
+class Host:
+    """Runs one shard in one worker. `verifier` judges; `take` is told of environment, progress, cases and the end."""
+
+    shard: Shard
+    verifier: Verifier
+    take: Take
+    timeout_s: float
+    worker: subprocess.Popen[bytes] | None = None
+    stopped: bool = False
+    case: str | None = None
+    device: str = "cuda"
+    bracket: _Bracket | None = None
+    asked: dict[str, Any] | None = None
+    outside: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
+    shown: set[tuple[str, str]] = field(default_factory=set)
+    wrong: dict[tuple[str, str], tuple[str, Code]] = field(default_factory=dict)
+    refusal: str | None = None
+    blamed: tuple[str, str] | None = None
+
+    def run(self) -> Fate:
+        """Run the worker to its end."""
+        printed = _Tail()
+        with tempfile.TemporaryDirectory() as folder:
+            crumb = Path(folder) / "crumb"
+            crumb.write_bytes(bytes(CRUMB_BYTES))
+            # A session of its own: the terminal's Ctrl-C reaches us alone, and we decide.
+            self.worker = worker = subprocess.Popen(
+                WORKER,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                env=os.environ | {CRUMB: str(crumb)},
+            )
+            reader = threading.Thread(target=printed.read, args=(worker.stderr,), daemon=True)
+            reader.start()
+            fault: Fault | None = Fault("was given up")
+            try:
+                fault = self._converse(worker)
+            finally:
+                if fault is not None:
+                    _kill(worker)
+            code = worker.wait()
+            _kill(worker)  # what it started and left behind would hold our end of its stderr open
+            reader.join(timeout=5)
+            _close(worker)
+            left = crumb.read_bytes().rstrip(b"\0").decode(errors="replace").split("\n")
+        if fault is None and code == 0:
+            return Fate(well=True, log=printed.text)
+        culprit = self.blamed or ((left[0], left[1]) if len(left) == 2 else None)
+        known = culprit is not None and culprit[0] == self.case
+        return Fate(
+            well=False,
+            code=fault.code if fault is not None else Code.CRASHED,
+            reason=str(fault) if fault is not None else _fate(code),
+            case=self.case,
+            profile=culprit[1] if known and culprit is not None else None,
+            refusal=self.refusal,
+            log=printed.text,
+        )
+
+    def stop(self, at_once: bool) -> None:
+        """Ask the worker to end after the current round, or end it."""
+        self.stopped = True
+        if self.worker is not None:
+            self.worker.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
+            timer = threading.Timer(GRACE_S, self.worker.kill)
+            timer.daemon = True
+            timer.start()
+
+    def _converse(self, worker: subprocess.Popen[bytes]) -> Fault | None:
+        """Hand the shard over and follow what the worker says to its last word; what it did wrong, if anything."""
+        lines: queue.Queue[tuple[float, bytes]] = queue.Queue()
+        threading.Thread(target=_read, args=(worker.stdout, lines), daemon=True).start()
+        self._answer(self.shard.to_dict())
+        while True:
+            patience = self.timeout_s if self.case is not None else max(self.timeout_s, START_S)
+            try:
+                at, line = lines.get(timeout=patience)
+            except queue.Empty:
+                return Fault(f"gave no sign of life for {patience:.0f} s", Code.HUNG)
+            if not line:
+                return None
+            try:
+                self._follow(json.loads(line), at)
+            except Fault as fault:
+                return fault
+            except (KeyError, TypeError, ValueError, RecursionError):
+                return Fault("sent a message that is not of its protocol")
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        assert self.worker is not None
+        assert self.worker.stdin is not None
+        try:
+            self.worker.stdin.write(json.dumps(message).encode() + b"\n")
+            self.worker.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died meanwhile: its exit code says so
+
+    def _follow(self, event: dict[str, Any], at: float) -> None:
+        match event["event"]:
+            case "beat":
+                pass
+            case "bracket":
+                case, profile, timer = (str(event[name]) for name in ("case", "profile", "timer"))
+                self.bracket = _Bracket(case, profile, timer, float(event["p50_ms"]), time.monotonic())
+                self._answer({})
+            case "bracket-end":
+                self._answer({"again": self._bracketed(int(event["calls"]), at)})
+            case "output":
+                self._answer({"rows": self._choose(event)})
+            case "rows":
+                self._judge(event)
+                self._answer({})
+            case "broken":
+                self.blamed = str(event["case"]), str(event["profile"])
+                raise Fault(f"left the device unusable: {event['reason']}")
+            case "refused":
+                self.refusal = str(event["message"])
+                raise Fault(f"refused to go on ({event['message']})")
+            case "case":
+                amended = [self._amended(Measurement.model_validate(m)) for m in event["measurements"]]
+                self.take(event | {"case": Case.parse(event["case"]), "measurements": amended})
+            case "environment":
+                self.device = str(event["environment"]["device"])
+                self.take(event)
+            case "progress":
+                self.case = str(event["case"])
+                self.take(event)
+            case "done":
+                self.take(event)
+            case other:
+                raise ValueError(f"event {other!r} is unknown")
+
+    def _bracketed(self, calls: int, ended_s: float) -> bool:
+        """Take a bracket in. Once more, if it took longer than it should: on a busy machine an honest one may."""
+        if self.bracket is None or calls < 1:
+            raise ValueError("a bracket ended that had not begun")
+        took, self.bracket = self.bracket, None
+        ms = (ended_s - took.began_s) * 1e3 / calls
+        found = self.outside.setdefault((took.case, took.profile), {}).setdefault(took.timer, [])
+        found.append(max(0.0, ms - OUTSIDE_SLACK_MS / calls))
+        return len(found) < BRACKETS and min(found) > took.p50_ms * self._tolerance(took.timer)
+
+    def _tolerance(self, timer: str) -> float:
+        return OUTSIDE_UP_TO.get((self.device, timer), 1.4)
+
+    def _choose(self, event: dict[str, Any]) -> list[int]:
+        """Which rows of an output the worker has to show: chosen here, after it was made."""
+        case, profile = Case.parse(event["case"]), str(event["profile"])
+        self.shown.add((case.name, profile))
+        device = {"cuda": "cuda", "cpu": "cpu"}[self.device]
+        expected = {"type": "Tensor", "shape": [case.rows, case.cols], "dtype": case.dtype, "device": device}
+        if event["kind"] != expected:
+            odd = ", ".join(f"{k} {event['kind'].get(k)}" for k in expected if event["kind"].get(k) != expected[k])
+            self._found(case.name, profile, f"output has {odd} ({event['when']})", Code.WRONG_KIND)
+            return []
+        count = max(2, min(SHOWN_ROWS, SHOWN_BYTES * case.rows // case.input_bytes))
+        rows = sorted(random.SystemRandom().sample(range(case.rows), min(count, case.rows)))
+        self.asked = {k: event[k] for k in ("case", "profile", "when", "seed", "sign")} | {"rows": rows}
+        return rows
+
+    def _judge(self, event: dict[str, Any]) -> None:
+        if self.asked is None:
+            raise ValueError("rows that nobody asked for")
+        asked, self.asked = self.asked, None
+        verdict = self.verifier.judge(asked | {"operands": self.shard.seed, "x": event["x"], "y": event["y"]})
+        if verdict["wrong"]:
+            said = f"{verdict['wrong']} ({asked['when']})"
+            self._found(asked["case"], asked["profile"], said, Code(verdict["code"]))
+
+    def _found(self, case: str, profile: str, wrong: str, code: Code) -> None:
+        self.wrong.setdefault((case, profile), (wrong, code))
+
+    def _amended(self, told: Measurement) -> Measurement:
+        """What the worker says of a contestant, and what was found here: the worse of the two is kept."""
+        key = told.case, told.profile
+        outside = {timer: min(found) for timer, found in self.outside.get(key, {}).items()}
+        told = told.model_copy(update={"outside_ms": outside})
+        if told.status is not Status.OK:
+            return told
+        wrong = self.wrong.get(key)
+        if wrong is None and told.profile != ROOF:
+            wrong = self._unlikely(told)
+        if wrong is None:
+            return told
+        return told.model_copy(update={"status": Status.WRONG, "reason": wrong[0], "code": wrong[1]})
+
+    def _unlikely(self, told: Measurement) -> tuple[str, Code] | None:
+        """Samples that the parent's clock, or its eyes, contradict."""
+        for series in told.series:
+            seen = told.outside_ms.get(series.timer)
+            if seen is None or series.cache != "cold":
+                continue
+            p50 = percentile(series.blocks, 50)
+            if seen > p50 * self._tolerance(series.timer):
+                said = f"its {series.timer} series says {p50:.4g} ms a call, the parent's clock {seen:.4g} ms"
+                return said, Code.TIMER
+        sampled = any(series.timer in ("graph", "host", "wall") for series in told.series)
+        judged = backends.judged(told.control_of or told.profile) and not self.stopped
+        if sampled and judged and (told.case, told.profile) not in self.shown:
+            return "no output of it was shown to the verifier", Code.WRONG_OUTPUT
+        return None
+
+
+class Verifier:
+    """The process that judges rows of outputs: started once, asked many times."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Begin, so that it is ready when it is needed: it imports torch."""
+        if self.process is None:
+            self.process = subprocess.Popen(
+                VERIFIER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            )
+
+    def judge(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What is wrong with some rows: `wrong` and `code`."""
+        self.start()
+        assert self.process is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise Fault("could not be judged: the verifier died; see above")
+        verdict: dict[str, Any] = json.loads(line)
+        return verdict
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            _close(self.process)
+            self.process = None
+
+
+class _Tail:
+    """What a worker printed, the last megabyte of it."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def read(self, stream: Any) -> None:
+        while data := stream.read1(2**16):
+            self.text = (self.text + data.decode(errors="replace"))[-(2**20) :]
+
+
+def _read(stream: Any, lines: queue.Queue[tuple[float, bytes]]) -> None:
+    """Lines with the moment of their arrival; an empty one at the end."""
+    while line := stream.readline(MAX_LINE):
+        lines.put((time.monotonic(), line))
+    lines.put((time.monotonic(), b""))
+
+
+def _kill(worker: subprocess.Popen[bytes]) -> None:
+    """The worker and whatever it started."""
+    try:
+        os.killpg(worker.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        worker.kill()
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with suppress(BrokenPipeError):
+                stream.close()
+
+
+def _fate(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

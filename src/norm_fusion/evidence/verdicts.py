@@ -1,0 +1,271 @@
+"""The rule: what may be said of a claim, from pooled and single records alone. Pure, and versioned.
+
+    invalid        wrong, failed, above the physical ceiling, or measured by different software
+    rerun noise    the noise gate or the A/A control fails, an event of the machine, or the contestants' clocks differ
+    supported      the speedup's 95% interval lies above 1 + DELTA
+    regression     it lies below 1 / (1 + DELTA)
+    no difference  it lies between the two
+    inconclusive   it straddles one of them, or has too few processes to be trusted
+
+The first that matches decides (protocol, "Labels"). Undecided is a label; an error is not, and is never made one.
+A change of any rule or number here is a new RULE: `norm-fusion judge` then says which calls it changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from norm_fusion.evidence.claims import Claim, claims, needs_rerun, widest
+from norm_fusion.evidence.pool import ENOUGH, SeriesKey, by_series, pool, processes, ratios, standing
+from norm_fusion.metrics import half_width
+from norm_fusion.records import Call, Code, Conclusions, Environment, Label, Manifest, Record, Samples, Status
+from norm_fusion.spec import BASELINE, BASELINE_OF, CONTROL, ITEMSIZE, Op, SpecError
+
+__all__ = ["ABOVE_CEILING", "CLOCKS_WITHIN", "DELTA", "RULE", "conclude", "judge", "needs_rerun", "verdict", "widest"]
+
+RULE = 1
+# The smallest difference that is worth a word: fixed before any run.
+DELTA = 0.02
+# The copies that ceilings are measured with differ by 2% between processes: more than that above one is no speed.
+ABOVE_CEILING = 1.02
+# How far the clock probes of two contestants may lie apart, as a share. A CPU's is code beside other tenants' code.
+CLOCKS_WITHIN: Mapping[str, float] = {"cuda": 0.01, "cpu": 0.05}
+
+Found = tuple[Label, str, str]  # label, reason code, reason
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A claim and what there is to judge it by: single records of both sides, the control, the machine."""
+
+    claim: Claim
+    rows: Mapping[tuple[str, str, str], Record]  # pooled, of the same attempt: by profile, timer, cache
+    single: Sequence[Record]  # of both sides, a process each, all series
+    ratios: Sequence[float]
+    environment: Environment
+
+    @property
+    def sides(self) -> tuple[Record, Record]:
+        return self.claim.subject, self.claim.baseline
+
+
+def judge(pooled: Sequence[Record], records: Iterable[Record], manifest: Manifest) -> list[Call]:
+    """A call for each claim of a run: none of a quick one, nor of a case that one process measured.
+
+    A claim is judged by the attempt of its case that is quoted; its calls by the other attempts are in `earlier`.
+    """
+    if manifest.quick or manifest.environment is None:
+        return []
+    singles = list(records)
+    counted, series = processes(singles), by_series(singles)
+    groups: dict[tuple[str, int], list[Record]] = {}
+    for record in pooled:
+        groups.setdefault((record.case, record.attempt), []).append(record)
+    made: dict[tuple[str, ...], list[Call]] = {}
+    for key, rows in groups.items():
+        if counted.get(key, 0) < 2:
+            continue
+        for claim in claims(rows, manifest):
+            call = _call(claim, rows, series, manifest, manifest.environment)
+            made.setdefault(call.claim, []).append(call)
+    attempts = standing(pooled)
+
+    def last(call: Call) -> tuple[bool, int]:
+        return call.attempt == attempts[call.case], call.attempt
+
+    ordered = [sorted(calls, key=last) for calls in made.values()]
+    return [calls[-1].model_copy(update={"earlier": calls[:-1]}) for calls in ordered]
+
+
+def conclude(records: Iterable[Record], samples: Callable[[Record], Samples], manifest: Manifest) -> Conclusions:
+    """Pool a run's records and judge its claims; the pooled records carry the labels of their speedups.
+
+    `samples` reads a record's raw samples, and is asked only where a series has more than one process.
+
+    Raises:
+        SpecError: the manifest does not say where the run took place.
+    """
+    singles = list(records)
+    if not singles:
+        return Conclusions(rule=RULE, pooled=[], calls=[])
+    if manifest.environment is None:
+        raise SpecError(f"run {manifest.run_id!r} does not say where it took place: it cannot be judged")
+    pooled = pool(singles, samples, manifest.environment)
+    calls = judge(pooled, singles, manifest)
+    labels: dict[SeriesKey, dict[str, str]] = {}
+    for one in [*calls, *(earlier for call in calls for earlier in call.earlier)]:
+        labels.setdefault((one.case, one.profile, one.timer, one.cache, one.attempt), {})[one.baseline] = one.label
+    return Conclusions(rule=RULE, pooled=[_labelled(record, labels) for record in pooled], calls=calls)
+
+
+def _labelled(record: Record, labels: Mapping[SeriesKey, Mapping[str, str]]) -> Record:
+    mine = dict(labels.get((record.case, record.profile, record.timer, record.cache, record.attempt), {}))
+    named = BASELINE_OF[Op(record.op)] if record.op in set(Op) else None
+    if named in mine and record.profile != CONTROL:
+        mine[BASELINE] = mine[named]
+    return record.model_copy(update={"call": mine})
+
+
+def _call(
+    claim: Claim,
+    rows: Iterable[Record],
+    series: Mapping[SeriesKey, Sequence[Record]],
+    manifest: Manifest,
+    environment: Environment,
+) -> Call:
+    subject, baseline = claim.subject, claim.baseline
+    quotable = baseline.profile in subject.speedup
+    mine = series.get((subject.case, subject.profile, claim.timer, claim.cache, subject.attempt), ())
+    low, high = subject.interval.get(baseline.profile, (None, None))
+    trial = _Trial(
+        claim=claim,
+        rows={(row.profile, row.timer, row.cache): row for row in rows},
+        single=[
+            record
+            for (case, profile, _, _, attempt), group in series.items()
+            if (case, attempt) == (subject.case, subject.attempt)
+            if profile in (subject.profile, baseline.profile)
+            for record in group
+        ],
+        ratios=ratios(mine, baseline.profile) if quotable else [],
+        environment=environment,
+    )
+    found = next((found for rule in RULES if (found := rule(trial)) is not None), None)
+    if found is None:
+        assert low is not None and high is not None  # noqa: PT018 - _few has seen to it
+        found = verdict(low, high)
+    label, code, reason = found
+    if manifest.state == "interrupted":
+        reason += f"; the run was interrupted, and this is of {len(trial.ratios)} processes"
+    return Call(
+        case=subject.case,
+        profile=subject.profile,
+        baseline=baseline.profile,
+        timer=claim.timer,
+        cache=claim.cache,
+        label=label,
+        code=code,
+        reason=reason,
+        rule=RULE,
+        attempt=subject.attempt,
+        processes=len(trial.ratios),
+        speedup=subject.speedup.get(baseline.profile),
+        low=low,
+        high=high,
+        ratios=list(trial.ratios),
+    )
+
+
+def verdict(low: float, high: float) -> Found:
+    """The label of an interval of a speedup, with its reason."""
+    top, bottom = 1 + DELTA, 1 / (1 + DELTA)
+    said = f"95% interval {low:.3f} to {high:.3f}"
+    if low > top:
+        return Label.SUPPORTED, "above-delta", f"{said} lies above {top:.3f}"
+    if high < bottom:
+        return Label.REGRESSION, "below-delta", f"{said} lies below {bottom:.3f}"
+    if bottom <= low and high <= top:
+        return Label.NO_DIFFERENCE, "within-delta", f"{said} lies between {bottom:.3f} and {top:.3f}"
+    straddled = " and ".join(f"{edge:.3f}" for edge in (bottom, top) if low <= edge <= high)
+    reached = f"a precision of {half_width(low, high):.1%}"
+    return Label.INCONCLUSIVE, "straddles", f"{said} straddles {straddled}, at {reached}"
+
+
+def wrong(side: Record) -> Found | None:
+    if side.status is not Status.WRONG:
+        return None
+    return (
+        Label.INVALID,
+        (side.code or Code.WRONG_OUTPUT).value,
+        f"{side.profile} is wrong: {side.reason or 'no reason kept'}",
+    )
+
+
+def failed(side: Record) -> Found | None:
+    if side.status is not Status.FAILED:
+        return None
+    return Label.INVALID, (side.code or Code.RAISED).value, f"{side.profile} failed: {side.reason or 'no reason kept'}"
+
+
+def noisy(side: Record) -> Found | None:
+    """By the claim's own series: of a graph's calls one in eight may be slow each time, and their mean steady."""
+    if side.noise != "rerun":
+        return None
+    seen = f"p95/p50 of {side.profile} is {side.noise_ratio or 0:.2f} in the series {side.timer} {side.cache}"
+    return Label.RERUN_NOISE, "noise", f"{seen}: too noisy for a precise claim"
+
+
+def disturbed(side: Record) -> Found | None:
+    if not side.events:
+        return None
+    first = side.events[0]
+    more = f" (and {len(side.events) - 1} more)" if len(side.events) > 1 else ""
+    return Label.RERUN_NOISE, first.kind, f"while {side.profile} was sampled: {first.detail}{more}"
+
+
+def _either(rule: Callable[[Record], Found | None]) -> Callable[[_Trial], Found | None]:
+    """A rule that one side alone can break."""
+    return lambda trial: next((found for side in trial.sides if (found := rule(side)) is not None), None)
+
+
+def _fingerprint(trial: _Trial) -> Found | None:
+    seen = sorted({record.fingerprint for record in trial.single})
+    if len(seen) < 2:
+        return None
+    return Label.INVALID, "fingerprint", f"device or software changed during the run: fingerprints {', '.join(seen)}"
+
+
+def _ceiling(trial: _Trial) -> Found | None:
+    """More than can be read is not fast: what was quoted was not read, or not from memory."""
+    for side in trial.sides:
+        if side.cache != "cold" or side.gbps is None or side.read_gbps is None or side.dtype not in ITEMSIZE:
+            continue
+        rotated = (side.rotation or 0) * 2 * side.rows * side.cols * ITEMSIZE[side.dtype]
+        # Reading is the fastest of the three on a GPU; on a CPU a copy may be streamed past the cache.
+        ceiling = max(side.read_gbps, side.write_gbps or 0.0, side.roof_gbps or 0.0)
+        if rotated >= trial.environment.cache_bytes and side.gbps > ceiling * ABOVE_CEILING:
+            said = f"{side.profile} would move {side.gbps:,.0f} GB/s, this memory moves {ceiling:,.0f}"
+            return Label.INVALID, "above-ceiling", f"{said}: it did not do all of its work, or not from memory"
+    return None
+
+
+def _control(trial: _Trial) -> Found | None:
+    """A contestant differs from itself: whatever made it differ was at work on the others too."""
+    control = trial.rows.get((CONTROL, trial.claim.timer, trial.claim.cache))
+    if control is None or control.control_of is None:
+        return None
+    measured = control.speedup.get(control.control_of)
+    if measured is None or 1 / (1 + DELTA) <= measured <= 1 + DELTA:
+        return None
+    said = f"{control.control_of} measured twice differs from itself, {measured:.3f}x"
+    return Label.RERUN_NOISE, "control", f"{said}: so may anything here"
+
+
+def _clock(trial: _Trial) -> Found | None:
+    probes = [side.probe for side in trial.sides if side.probe is not None]
+    allowed = CLOCKS_WITHIN[trial.environment.device]
+    if len(probes) < 2 or max(probes) / min(probes) <= 1 + allowed:
+        return None
+    apart = max(probes) / min(probes) - 1
+    return Label.RERUN_NOISE, "clock", f"the contestants' clocks were {apart:.1%} apart, {allowed:.0%} is allowed"
+
+
+def _few(trial: _Trial) -> Found | None:
+    found = len(trial.ratios)
+    if found >= ENOUGH:
+        return None
+    return Label.INCONCLUSIVE, "processes", f"{found} of at least {ENOUGH} processes: too few for an interval to trust"
+
+
+RULES: tuple[Callable[[_Trial], Found | None], ...] = (
+    _either(wrong),
+    _either(failed),
+    _fingerprint,
+    _ceiling,
+    _either(noisy),
+    _control,
+    _either(disturbed),
+    _clock,
+    _few,
+)

@@ -1,0 +1,165 @@
+"""Examines contestants' outputs: here, all rows of them, and by sending rows to a process that they cannot reach.
+
+Before timing on poisoned memory and shifted inputs; then calls picked at random among the timed ones, each with its
+input changed and its output's memory poisoned just before; and once more after timing.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from norm_fusion.backends.builtin import Launch, Operands
+from norm_fusion.measure.clocks import tampered
+from norm_fusion.measure.correctness import Check, check, kind_of, poison, spread_rows, wrong_kind
+from norm_fusion.measure.inputs import draw_input
+from norm_fusion.measure.parent import Parent
+from norm_fusion.measure.ring import Contestant, Lost
+from norm_fusion.records import Code
+from norm_fusion.spec import Case
+
+# On a CPU a fp64 reference of all rows costs more than the timing; in-run verifications take a sample.
+CPU_SAMPLED_ROWS = 256
+# Values that poisoned memory holds: one that spreads, one that looks like a result.
+POISONS = (float("nan"), 1234.5)
+# What is added to the input meanwhile: a kernel may treat rows far from zero in a way of its own.
+SHIFTS = (0.0, 3.0)
+# 2 ms at 2 GHz: what runs beside the stream that it was called on has long begun when the stream goes on.
+WAIT_CYCLES = 4_000_000
+
+WATCHED = 8
+
+Judge = Callable[[str, Check, str], None]
+
+
+class Wrong(Exception):
+    """An output that was judged wrong: its contestant leaves the ring."""
+
+
+class Examiner:
+    """Examines the outputs of one case. `judge(profile, check, when)` is told what was found."""
+
+    def __init__(self, case: Case, inputs: list[Tensor], operands: Operands, seed: int, parent: Parent, judge: Judge):
+        self.case, self.inputs, self.operands, self.parent, self.judge = case, inputs, operands, parent, judge
+        self.device = inputs[0].device
+        self.rows = spread_rows(case, CPU_SAMPLED_ROWS, self.device) if self.device.type == "cpu" else None
+        # What each input holds: the seed that it was drawn with, and its sign.
+        self.drawn = [(seed + 1 + i, 1) for i in range(len(inputs))]
+        # Whose sums are compared after each block: up to eight inputs, on a CPU one row in sixteen of them.
+        step = 16 if self.device.type == "cpu" else 1
+        self.watched = [x[::step] for x in inputs[:: -(-len(inputs) // WATCHED)]]
+        self.sums = self._sums()
+
+    def content(self, i: int) -> Tensor:
+        """What input `i` has to hold."""
+        seed, sign = self.drawn[i]
+        return draw_input(self.case, self.device, seed).mul_(sign)
+
+    def entered(self, contestant: Contestant) -> None:
+        self.parent.at(self.case.name, contestant.name)
+
+    def before(self, name: str, launch: Launch) -> None:
+        """Calls on poisoned memory, after one that compiles: all rows are checked, and the input is compared."""
+        self.parent.at(self.case.name, name)
+        x, pristine = self.inputs[0], self.content(0)
+        for value, shift in zip(POISONS, SHIFTS, strict=True):
+            given = pristine + shift
+            x.copy_(given)
+            launch(x)  # its output is freed at once: what it leaves behind is the memory poisoned next
+            poison(x, value)
+            out = launch(x)
+            if not torch.equal(x, given):
+                self.judge(name, Check.failed("it changed its input", Code.MUTATED_INPUT), "before timing")
+            self.judge(name, check(out, given, self.operands, self.case), "before timing")
+        x.zero_()
+        if x.is_cuda:
+            torch.cuda.synchronize()
+            torch.cuda._sleep(WAIT_CYCLES)  # type: ignore[no-untyped-call]
+        # In stream order the input is written before it is read, and the output read after it is written.
+        x.copy_(pristine)
+        out = launch(x)
+        at_once = out.clone() if isinstance(out, Tensor) else out
+        self.judge(name, check(at_once, pristine, self.operands, self.case), "read at once, in stream order")
+        x.copy_(pristine)
+        self._clocks(name, "before timing")
+
+    def set_up(self, contestant: Contestant, i: int) -> None:
+        """New content for input `i` at an address that the contestant knows, and poison where its output will be."""
+        self.inputs[i].neg_()
+        seed, sign = self.drawn[i]
+        self.drawn[i] = seed, -sign
+        self.sums = self._sums()
+        kept = contestant.outputs[i]
+        if isinstance(kept, Tensor) and kept.is_floating_point() and not self._is_input(kept):
+            kept.fill_(POISONS[0])
+
+    def left(self, contestant: Contestant) -> None:
+        """After each block: whoever changes an input is found before another one is measured on it."""
+        if self._sums() != self.sums:
+            self.judge(contestant.name, Check.failed("it changed its input", Code.MUTATED_INPUT), "while it was timed")
+            for i, x in enumerate(self.inputs):
+                x.copy_(self.content(i))
+            raise Lost(contestant, Wrong("it changed its input"))
+
+    def examine(self, contestant: Contestant, i: int, output: Any) -> None:
+        """The output of a timed call on input `i`; its neighbours' kind; the clocks."""
+        when, x = "a timed call", self.inputs[i]
+        found = check(output, x, self.operands, self.case, self.rows)
+        for kept in contestant.outputs[: len(self.inputs)]:
+            if found.wrong is None and kept is not None and (odd := wrong_kind(kept, x)) is not None:
+                found = Check.failed(odd, Code.WRONG_KIND)
+        self.judge(contestant.name, found, when)
+        self._clocks(contestant.name, when)
+        self.show(contestant.name, i, output, when)
+        if found.wrong is not None:
+            raise Lost(contestant, Wrong(found.wrong))
+
+    def after(self, contestant: Contestant) -> None:
+        """New content at an address that the contestant knows: an output remembered by address is stale now."""
+        last = len(self.inputs) - 1
+        self.entered(contestant)
+        self.drawn[last] = (self.drawn[last][0] + len(self.inputs), 1)
+        x = self.inputs[last].copy_(self.content(last))
+        poison(x, POISONS[0])
+        out = contestant.launch(x)
+        self.judge(contestant.name, check(out, x, self.operands, self.case, self.rows), "after timing")
+        self.show(contestant.name, last, out, "after timing")
+        self._clocks(contestant.name, "after timing")
+
+    def inputs_intact(self) -> bool:
+        """Do all inputs hold what they have to?"""
+        return all(torch.equal(x, self.content(i)) for i, x in enumerate(self.inputs))
+
+    def show(self, name: str, i: int, output: Any, when: str) -> None:
+        """Let the parent choose rows, and send these of input and output: they are judged elsewhere."""
+        seed, sign = self.drawn[i]
+        told = {"case": self.case.name, "profile": name, "when": when}
+        wanted = self.parent.ask("output", **told, seed=seed, sign=sign, kind=kind_of(output))["rows"]
+        if not wanted:
+            return  # of a kind that has no rows to send: judged by its kind
+        rows = torch.tensor(wanted, device=self.device)
+        self.parent.ask("rows", x=_encoded(self.inputs[i][rows]), y=_encoded(output[rows]))
+
+    def _clocks(self, name: str, when: str) -> None:
+        replaced = tampered()
+        if replaced is not None:
+            self.judge(name, Check.failed(f"it replaced {replaced}", Code.TIMER), when)
+
+    def _sums(self) -> list[int]:
+        """A checksum of the bits of each watched input."""
+        kind = torch.int16 if self.inputs[0].element_size() == 2 else torch.int32
+        sums: list[int] = torch.stack([x.view(kind).sum(dtype=torch.int64) for x in self.watched]).tolist()
+        return sums
+
+    def _is_input(self, output: Tensor) -> bool:
+        """An output that is an input's memory must not be poisoned: its contestant gives itself away later."""
+        where = output.untyped_storage().data_ptr()
+        return any(where == x.untyped_storage().data_ptr() for x in self.inputs)
+
+
+def _encoded(rows: Tensor) -> str:
+    return base64.b64encode(rows.contiguous().view(torch.uint8).cpu().numpy().tobytes()).decode()

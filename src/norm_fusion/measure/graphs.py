@@ -1,0 +1,216 @@
+"""Series by the device's clock: CUDA graphs of rotated calls.
+
+    graph   events around replays, over their number of calls: speedup and GB/s
+    device  kernel time of each call, first start to last end, traced by CUPTI while the graph replays: p50, p95, noise
+
+Events alone are unsafe under 20-30 us a call; a replay of many calls, and CUPTI's timestamps, are not.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
+
+from norm_fusion.measure.clocks import monotonic
+from norm_fusion.measure.ring import Contestant, Lost, Ring
+from norm_fusion.records import Cache, Series
+
+# A graph sample lasts at least this long, so that the events' own resolution (0.5 us) is 0.1% of it.
+GRAPH_SAMPLE_MS = 0.5
+# Calls of a hot graph: each behind a producer that has just written the one input.
+HOT_CALLS = 8
+
+Event = torch.cuda.Event
+profiler = torch.profiler.profile
+Kernel = tuple[str, float, float]  # name, start, end in us
+
+
+def capture(ring: Ring) -> None:
+    """Capture every contestant's calls over all inputs; one that cannot be captured says so and has no series."""
+    for contestant in ring.contestants:
+        ring.check_stop()
+        torch.cuda.synchronize()
+        try:
+            contestant.graph, contestant.outputs = _captured(ring, contestant, hot=False)
+        except Exception as error:  # noqa: BLE001 - a contestant may do anything that a capture forbids
+            contestant.graph = None
+            contestant.notes.append(f"no graph and no device series: capture failed: {first_line(error)}")
+            _recover(contestant, error)
+
+
+def graph(ring: Ring) -> None:
+    """Time of a replay over its calls."""
+    calls = ring.calls_per_replay
+
+    def block(contestant: Contestant, sink: list[float], size: int, picked: int | None) -> Any:
+        assert contestant.graph is not None
+        marks = [Event(enable_timing=True) for _ in range(size + 1)]  # type: ignore[no-untyped-call]
+        ring.probe.enqueue()
+        ring.scrub()
+        # Untimed: behind it the queue is never empty, and the cache as full of written lines as between later calls.
+        contestant.graph.replay()
+        marks[0].record()
+        for mark in marks[1:]:
+            for _ in range(contestant.replays):
+                contestant.graph.replay()
+            mark.record()
+        marks[-1].synchronize()
+        for start, end in pairwise(marks):
+            sink.append(start.elapsed_time(end) / (contestant.replays * calls))
+        return None if picked is None else contestant.outputs[picked]
+
+    captured = [contestant for contestant in ring.contestants if contestant.graph is not None]
+    for contestant in captured:
+        contestant.replays = 1
+        sink: list[float] = []
+        ring.run(block, contestant, sink, 3)
+        contestant.replays = max(1, round(GRAPH_SAMPLE_MS / (min(sink) * calls)))
+    ring.warm_up(captured, block)
+    ring.rounds("graph", "cold", captured, block)
+
+
+def back_to_back(ring: Ring, contestant: Contestant, calls: int) -> int:
+    """At least so many calls, replayed and nothing else: for a clock outside this process. Returns how many."""
+    assert contestant.graph is not None
+    replays = -(-calls // ring.calls_per_replay)
+    for _ in range(replays):
+        contestant.graph.replay()
+    torch.cuda.synchronize()
+    return replays * ring.calls_per_replay
+
+
+def device(ring: Ring, cache: Cache = "cold") -> None:
+    """Kernel intervals of each call, traced by CUPTI through torch.profiler while the graphs replay.
+
+    Hot: each call follows a kernel that has just written its input, and is timed without it.
+    """
+    hot = cache == "hot"
+    captured = [contestant for contestant in ring.contestants if contestant.graph is not None]
+    graphs = {c.name: _hot(ring, c) if hot else c.graph for c in captured}
+    calls, lead = (HOT_CALLS, 1) if hot else (ring.calls_per_replay, 0)
+    orders = ring.orders(len(captured), -(-ring.effort.traced // calls))
+    began = monotonic()
+    with profiler(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
+        torch.cuda.synchronize()
+        for places in orders:
+            ring.check_stop()
+            for place in places:
+                # Kernels of known name: the first is the clock's probe too, between the second and the third lie what
+                # fills the cache and an untimed replay, behind the third the one whose calls are timed.
+                torch.cuda._sleep(DEVICE_PROBE_CYCLES)  # type: ignore[no-untyped-call]
+                ring.scrub()
+                chosen = graphs[captured[place].name]
+                assert chosen is not None
+                chosen.replay()
+                torch.cuda._sleep(1)  # type: ignore[no-untyped-call]
+                chosen.replay()
+        torch.cuda.synchronize()
+    ended = monotonic()
+    probes, replays = _replays(profile.events())
+    turns = [(captured[place], position) for places in orders for position, place in enumerate(places)]
+    if len(replays) != len(turns):
+        for contestant in captured:
+            contestant.notes.append(
+                f"no {cache} device series: CUPTI traced no kernels here"
+                if not replays
+                else f"no {cache} device series: CUPTI traced {len(replays)} of {len(turns)} replays"
+            )
+        return
+    for contestant in captured:
+        mine = [k for k, (who, _) in enumerate(turns) if who is contestant]
+        blocks = [call_intervals(replays[k], calls, lead) for k in mine]
+        if any(block is None for block in blocks):
+            contestant.notes.append(f"no {cache} device series: its kernels do not repeat from call to call")
+            continue
+        contestant.series["device", cache] = Series(
+            timer="device",
+            cache=cache,
+            blocks=[block for block in blocks if block is not None],
+            positions=[turns[k][1] for k in mine],
+            probes_ms=[probes[k] for k in mine],
+            rotation=1 if hot else len(ring.inputs),
+            began_s=began,
+            ended_s=ended,
+        )
+
+
+# 10 us at 2 GHz: CUPTI's timestamps are exact to 32 ns.
+DEVICE_PROBE_CYCLES = 20_000
+
+
+def _captured(ring: Ring, contestant: Contestant, hot: bool) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
+    """A graph of calls over all inputs in turn, or, hot, on the first behind a kernel that writes it; its outputs."""
+    x = ring.inputs[0]
+    source = x.clone() if hot else None
+    made = torch.cuda.CUDAGraph()
+    outputs: list[Any] = []
+    with torch.cuda.graph(made):
+        for i in range(HOT_CALLS if hot else ring.calls_per_replay):
+            if source is not None:
+                torch.mul(source, 1, out=x)
+            out = contestant.launch(x if hot else ring.inputs[i % len(ring.inputs)])
+            if hot or i < len(ring.inputs):
+                outputs.append(out)
+            else:
+                outputs[i % len(ring.inputs)] = out
+    made.replay()
+    torch.cuda.synchronize()
+    if hot:
+        contestant.outputs += [source, *outputs]  # what the graph reads and writes has to stay
+    return made, outputs
+
+
+def _hot(ring: Ring, contestant: Contestant) -> torch.cuda.CUDAGraph:
+    try:
+        return _captured(ring, contestant, hot=True)[0]
+    except Exception as error:
+        raise Lost(contestant, error) from error
+
+
+def _recover(contestant: Contestant, error: Exception) -> None:
+    """After a failed capture the device must still work: an error that stays is the end of this process."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as broken:
+        raise Lost(contestant, broken) from error
+
+
+def _replays(events: Any) -> tuple[list[float], list[list[Kernel]]]:
+    """The probes' durations in ms, and the kernels of each timed replay: what follows each second marking kernel."""
+    kernels = sorted(
+        (e.time_range.start, e.time_range.end, e.name)
+        for e in events
+        if e.device_type == DeviceType.CUDA and not e.is_user_annotation
+    )
+    marks: list[float] = []
+    spans: list[list[Kernel]] = []
+    for start, end, name in kernels:
+        if "spin_kernel" in name:
+            marks.append((end - start) / 1e3)
+            spans.append([])
+        elif spans:
+            spans[-1].append((name, start, end))
+    return marks[::2], spans[1::2]
+
+
+def call_intervals(kernels: list[Kernel], calls: int, lead: int = 0) -> list[float] | None:
+    """ms from first kernel's start to last kernel's end, per call; None if the kernels are not `calls` equal runs.
+
+    `lead`: how many kernels at the head of each run are the producer's, not the call's.
+    """
+    per_call, rest = divmod(len(kernels), calls)
+    if rest or per_call <= lead:
+        return None
+    runs = [kernels[i : i + per_call] for i in range(0, len(kernels), per_call)]
+    if any([name for name, _, _ in run] != [name for name, _, _ in runs[0]] for run in runs):
+        return None
+    return [(max(end for _, _, end in run) - run[lead][1]) / 1e3 for run in runs]
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an exception and the first line that it prints, at most 300 characters."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__

@@ -1,0 +1,89 @@
+"""What contestants are given: activations and parameters, drawn so that any process can draw the same again.
+
+An element is a value of a fixed table, picked by a hash of seed, row and column: integer arithmetic and look-ups alone,
+so that a CPU draws bit by bit what a GPU drew, and draws single rows of it. That is how a process that the contestant
+cannot reach knows what the right result is.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from norm_fusion.backends.builtin import Operands
+from norm_fusion.spec import Case, Op
+
+# Hugging Face's Llama default; LayerNorm's is torch.nn's.
+EPS = {Op.RMSNORM: 1e-6, Op.LAYERNORM: 1e-5}
+# One channel in so many is an outlier, so many times larger than the others; all have a small mean.
+OUTLIER_EVERY, OUTLIER_TIMES, MEAN = 128, 20.0, 0.25
+# Hashed at a time, in int64: on a GPU 0.3 GB; on a CPU what fits its cache, 12 times as fast as all at once, and what
+# PyTorch works on with one thread: on a busy machine its threads wait for each other far longer than they work.
+CHUNK_ELEMENTS = {"cpu": 2**15, "cuda": 2**24}
+TABLE_BITS = 16
+MASK = 2**32 - 1
+
+
+def draw_input(case: Case, device: torch.device, seed: int, rows: Tensor | None = None) -> Tensor:
+    """Activations, shape (rows, cols): normal, with one channel in 128 twenty times larger and a small mean.
+
+    `rows`: the indices of those to draw, shape (n,), instead of all.
+    """
+    index = torch.arange(case.rows, device=device) if rows is None else rows.to(device)
+    cols = torch.arange(case.cols, device=device)
+    table = _table(case.dtype, OUTLIER_TIMES, MEAN).to(device)
+    # The outliers' half of the table begins after the others'; which channels they are is the order of their hashes.
+    half = torch.zeros_like(cols)
+    half[_hash(cols, 2 * seed + 1).argsort()[: max(1, case.cols // OUTLIER_EVERY)]] = 2**TABLE_BITS
+    row_hash = _hash(index, 2 * seed)[:, None]
+    x = torch.empty(len(index), case.cols, device=device, dtype=table.dtype)
+    each = max(1, CHUNK_ELEMENTS[device.type] // case.cols)
+    for first in range(0, len(index), each):
+        picked = _mix(row_hash[first : first + each] ^ cols)
+        picked >>= 32 - TABLE_BITS
+        picked += half
+        part = x[first : first + each]
+        torch.index_select(table, 0, picked.view(-1), out=part.view(-1))
+    return x
+
+
+def draw_operands(case: Case, device: torch.device, seed: int) -> Operands:
+    """Random parameters, shape (cols,): never ones, which would hide a wrong or missing weight."""
+    cols = torch.arange(case.cols, device=device)
+
+    def vector(stream: int, mean: float) -> Tensor:
+        table = _table(case.dtype, 1.0, mean).to(device)
+        return table[_hash(cols, 2**20 + 2 * seed + stream) >> (32 - TABLE_BITS)]
+
+    return Operands(case.op, vector(0, 1.0), vector(1, 0.0) if case.op is Op.LAYERNORM else None, EPS[case.op])
+
+
+@cache
+def _table(dtype: str, times: float, mean: float) -> Tensor:
+    """2^16 quantiles of the normal distribution, then the same `times` as large; both shifted by `mean`."""
+    n = 2**TABLE_BITS
+    quantiles = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)
+    kind: torch.dtype = getattr(torch, dtype)
+    return torch.cat([quantiles + mean, quantiles * times + mean]).to(kind)
+
+
+def _hash(index: Tensor, seed: int) -> Tensor:
+    """32 random-looking bits for each index, in int64."""
+    salt = int(_mix(torch.tensor((seed ^ (seed >> 32)) & MASK)))
+    return _mix((index & MASK) ^ salt)
+
+
+def _mix(z: Tensor) -> Tensor:
+    """A bijection of 32 bits, in place: multiply and xor-shift twice, then shift once more (after Thomas Mueller).
+
+    The multiplier is below 2^31, so that nothing overflows in int64.
+    """
+    shifted = torch.empty_like(z)
+    for _ in range(2):
+        torch.bitwise_right_shift(z, 16, out=shifted)
+        z ^= shifted
+        z *= 0x45D9F3B
+        z &= MASK
+    return torch.bitwise_right_shift(z, 16, out=shifted).bitwise_xor_(z)

@@ -1,0 +1,98 @@
+"""What is read out of a trace of kernels: probes, timed replays, calls. The tracing itself needs a GPU."""
+
+from types import SimpleNamespace
+
+import pytest
+from torch.autograd import DeviceType
+
+from norm_fusion.measure import graphs
+from norm_fusion.measure.graphs import call_intervals, first_line
+
+MARK = "void at::cuda::(anonymous namespace)::spin_kernel(long)"
+
+
+def kernels(*names: str) -> list[SimpleNamespace]:
+    """A trace: one kernel after another, 2 us each, 1 us between."""
+    return [
+        SimpleNamespace(
+            name=name,
+            device_type=DeviceType.CUDA,
+            is_user_annotation=False,
+            time_range=SimpleNamespace(start=3.0 * i, end=3.0 * i + 2),
+        )
+        for i, name in enumerate(names)
+    ]
+
+
+def test_what_scrubs_the_cache_and_the_untimed_replay_are_not_taken_for_calls() -> None:
+    turn = (MARK, "reduce_kernel", "norm", "norm", MARK, "norm", "norm")
+    probes, replays = graphs._replays(kernels("before", *turn, *turn)[::-1])
+    assert [[name for name, _, _ in replay] for replay in replays] == [["norm", "norm"]] * 2
+    assert probes == pytest.approx([0.002, 0.002])
+    assert call_intervals(replays[0], 2) == pytest.approx([0.002, 0.002])
+
+
+def test_a_probe_is_the_first_mark_of_its_turn() -> None:
+    trace = kernels(MARK, "norm", MARK, "norm", MARK, "norm", MARK, "norm")
+    trace[0].time_range.end = 2.5
+    trace[2].time_range.end = 6.5  # the second mark of the first turn: of one cycle, and of no interest
+    probes, replays = graphs._replays(trace)
+    assert probes == pytest.approx([0.0025, 0.002])
+    assert len(replays) == 2
+
+
+def test_what_ran_on_the_host_or_was_annotated_is_no_kernel() -> None:
+    trace = kernels(MARK, MARK, "norm", "cudaGraphLaunch", "my range", "norm")
+    trace[3].device_type, trace[4].is_user_annotation = DeviceType.CPU, True
+    _, (replay,) = graphs._replays(trace)
+    assert [name for name, _, _ in replay] == ["norm", "norm"]
+
+
+def test_nothing_traced_is_no_replay() -> None:
+    assert graphs._replays([]) == ([], [])
+    assert graphs._replays(kernels("norm", "norm")) == ([], [])
+
+
+def test_a_replay_without_kernels_keeps_its_place() -> None:
+    """Or the replays behind it would be taken for its contestant's."""
+    _, replays = graphs._replays(kernels(MARK, MARK, MARK, "norm", MARK, "norm"))
+    assert [len(replay) for replay in replays] == [0, 1]
+
+
+def test_a_call_lasts_from_its_first_kernel_to_its_last() -> None:
+    _, (replay,) = graphs._replays(kernels(MARK, MARK, "mean", "scale", "mean", "scale"))
+    assert call_intervals(replay, 2) == pytest.approx([0.005, 0.005])
+
+
+def test_kernels_that_do_not_repeat_from_call_to_call_have_no_intervals() -> None:
+    _, (replay,) = graphs._replays(kernels(MARK, MARK, "mean", "scale", "mean", "scale"))
+    assert call_intervals(replay, 3) is None, "four kernels are no three calls"
+    assert call_intervals(replay, 4) is None, "mean is not scale"
+    assert call_intervals([], 2) is None
+    assert call_intervals(replay[1:], 3) is None
+
+
+def test_the_producers_kernels_lead_and_are_not_timed() -> None:
+    _, (replay,) = graphs._replays(kernels(MARK, MARK, "mul", "mean", "scale", "mul", "mean", "scale"))
+    assert call_intervals(replay, 2, lead=1) == pytest.approx([0.005, 0.005])
+    assert call_intervals(replay, 2, lead=0) == pytest.approx([0.008, 0.008])
+    assert call_intervals(replay, 2, lead=2) == pytest.approx([0.002, 0.002])
+    assert call_intervals(replay, 2, lead=3) is None, "nothing would be left"
+
+
+def test_kernels_of_a_call_that_overlap_end_with_the_last_to_end() -> None:
+    calls = [("long", 0.0, 9.0), ("short", 1.0, 2.0), ("long", 10.0, 14.0), ("short", 11.0, 12.0)]
+    assert call_intervals(calls, 2) == pytest.approx([0.009, 0.004])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("bad shape\nand more"), "ValueError: bad shape"),
+        (ValueError("  \n padded "), "ValueError: padded"),
+        (ValueError(), "ValueError"),
+        (ValueError("x" * 999), "ValueError: " + "x" * 300),
+    ],
+)
+def test_the_first_line_of_an_error_is_what_is_kept(error: Exception, line: str) -> None:
+    assert first_line(error) == line
