@@ -4,11 +4,11 @@
 
 The house, two towers on one ground floor; only records pass between them:
 
-    spec, records, metrics          ground floor: what can be asked, what is stored, the arithmetic. No torch.
+    spec, records, metrics, machine ground floor: what is asked, what is stored, the arithmetic, the driver. No torch.
     kernels, ops, functional        the kernels and the way to them
-    backends, measure               the contestants, and the process that measures them
-    runs, report                    paper tower: runs on disk, tables and pages. No torch.
-    engine, cli                     the roof: runs a shard in a process, and the commands
+    backends, measure, doctor       the contestants, the process that measures them, what a machine can measure
+    runs, evidence, report          paper tower: runs on disk, what follows from them, tables and pages. No torch.
+    engine, harness, cli            the roof: runs a plan in processes, tries the lab itself, and the commands
 """
 
 from __future__ import annotations

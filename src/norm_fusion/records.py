@@ -288,7 +288,7 @@ class Measurement(_Stored):
     max_rel_error: FiniteFloat | None = None
     checked_rows: int | None = None
     outside_ms: dict[str, FiniteFloat] = Field(default_factory=dict)  # by timer: one call by the parent's clock
-    read_gbps: FiniteFloat | None = None  # of the case, on the roof's measurement alone
+    read_gbps: FiniteFloat | None = None  # of the device, measured in the same process
     write_gbps: FiniteFloat | None = None
     series: list[Series] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)

@@ -48,16 +48,25 @@ def test_each_computes_the_norm(profile: str, op: Op) -> None:
     [
         ("known-norm", 1, "norm"),
         ("known-norm-again", 1, "norm"),
-        ("known-base", 4, "norm, +0%"),
-        ("known-slower-25", 5, "norm, +25%"),
+        ("known-base", 1, "norm and spin, +0%"),
     ],
 )
-def test_a_planted_quarter_is_five_norms_for_four(profile: str, norms: int, resolved: str, calls: list[int]) -> None:
+def test_known_norms_run_once_a_call(profile: str, norms: int, resolved: str, calls: list[int]) -> None:
     prepared = prepare(profile, operands(), CPU)
     assert prepared.resolved == resolved
     for _ in range(3):
         prepared.launch(X)
     assert len(calls) == 3 * norms
+
+
+def test_a_planted_quarter_is_a_longer_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    spins: list[float] = []
+    monkeypatch.setattr(known, "_cpu_spin", lambda us: lambda x: spins.append(us))
+    monkeypatch.setattr(known, "_cpu_us", lambda launch, x: 40.0)
+    launch = prepare("known-slower-25", operands(), CPU).launch
+    launch(X)
+    launch(X)
+    assert spins == [known.BASE_SPIN_US + 10.0] * 2
 
 
 def test_two_names_of_one_kernel_are_two_launches(calls: list[int]) -> None:

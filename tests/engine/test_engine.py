@@ -88,7 +88,7 @@ def test_conditions_are_read_while_it_runs(tmp_path: Path, monkeypatch: pytest.M
         ("send('case', case=case, measurements=[{'a': 1}], environment=environment)", Code.CRASHED, "not of its"),
         ("send('case', case=5, measurements=[], environment=environment)", Code.CRASHED, "not of its protocol"),
         ("send('dance')", Code.CRASHED, "not of its protocol"),
-        ("send('bracket-end', calls=3)", Code.CRASHED, "not of its protocol"),
+        ("send('bracket-end', calls=3, told_ms=1.0)", Code.CRASHED, "not of its protocol"),
         ("send('rows', x='', y='')", Code.CRASHED, "not of its protocol"),
         (
             "bracket(case, profile, 0, calls=0)",
@@ -143,7 +143,10 @@ def test_a_crash_without_a_breadcrumb_costs_the_case(tmp_path: Path, monkeypatch
 
 
 def test_a_breadcrumb_of_another_case_blames_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker(monkeypatch, "if case == SECOND:\n    at('rmsnorm-1x8-float32', profile)\n    os.kill(os.getpid(), 11)")
+    crash = (
+        "if case == SECOND and not shard['skip']:\n    at('rmsnorm-1x8-float32', profile)\n    os.kill(os.getpid(), 11)"
+    )
+    worker(monkeypatch, crash)
     _, store = run(tmp_path, plan(*TWO))
     assert {rows(store)[SECOND, name, 0].status for name in TWO} == {Status.FAILED}
     assert {rows(store)[FIRST, name, 0].status for name in TWO} == {Status.OK}
@@ -310,6 +313,16 @@ def test_a_clock_that_the_parents_contradicts_is_wrong(tmp_path: Path, monkeypat
     assert honest.status is Status.OK and honest.outside_ms is not None and 0.9 < honest.outside_ms < 2
 
 
+def test_a_clock_that_runs_slower_than_the_parents_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples that agree with their own clock are no better than it."""
+    worker(monkeypatch, "bracket(case, profile, 1.0, calls=20, clock=0.8 if profile == 'torch-native' else 1.0)")
+    _, store = run(tmp_path, plan(*TWO, cases=CASES[:1]))
+    found = rows(store)
+    assert (found[FIRST, "torch-native", 0].status, found[FIRST, "torch-native", 0].code) == (Status.WRONG, Code.TIMER)
+    assert "of the speed of the parent's" in str(found[FIRST, "torch-native", 0].reason)
+    assert found[FIRST, "torch-eager", 0].status is Status.OK
+
+
 def test_what_looks_like_a_lie_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something else may run for a moment: the fastest bracket counts, and eight are enough."""
     brackets = """
@@ -472,6 +485,22 @@ def test_what_is_noisy_is_run_again_at_most_twice_and_every_attempt_is_kept(
     (call,) = [c for c in outcome.conclusions.calls if c.case == SECOND]
     assert len(call.earlier) == attempts - 1
     assert (call.label == "rerun noise") == (quiet_from == 9)
+
+
+def test_reruns_are_not_counted_as_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide_at_first = SPREAD.replace("{spread}", "(0 if ATTEMPT else 0.3)")
+    noisy_at_first = """
+for each in rows:
+    if ATTEMPT == 0:
+        each["series"][0]["blocks"] = [[ms(each["profile"])] * 8 + [9.0] * 2] * 2
+"""
+    worker(monkeypatch, before=wide_at_first, told=noisy_at_first)
+    _, store = run(tmp_path, plan(*TWO, cases=CASES[1:2], fewest=3, most=5, reruns=2, quick=False))
+    assert {(r.attempt, r.replicate) for r in store.records()} == {
+        *((0, number) for number in range(5)),
+        *((1, number) for number in range(3)),
+    }
+    assert store.manifest().processes == 5
 
 
 def test_a_rerun_draws_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,12 +51,15 @@ def show(case, profile, **odd):
     if ask("output", **asked, kind=kind(case, **odd))["rows"]:
         ask("rows", x="", y=profile)
 
-def bracket(case, profile, *ms, calls=10, timer="wall"):
-    # Calls of so many ms, the last for ever: as often as they are asked for, which is returned.
+def bracket(case, profile, *ms, calls=10, timer="wall", clock=1.0):
+    # Calls of so many ms, the last for ever: as often as they are asked for, which is returned. `clock`: the speed of
+    # the worker's own.
     for number in range(99):
         ask("bracket", case=case, profile=profile, timer=timer, p50_ms=1.0)
+        began = time.perf_counter()
         time.sleep(ms[min(number, len(ms) - 1)] * calls / 1e3)
-        if not ask("bracket-end", calls=calls)["again"]:
+        told = (time.perf_counter() - began) * 1e3 * clock
+        if not ask("bracket-end", calls=calls, told_ms=told)["again"]:
             return number + 1
 
 def row(case, profile, ms=1.0, **more):

@@ -113,7 +113,14 @@ def test_blocks_have_a_probe_each() -> None:
 def test_back_to_back_is_so_many_calls_in_rotation_and_nothing_else() -> None:
     table, taken = Table(effort=EFFORT), []
     a = unjudged("a", lambda x: (taken.append(x.data_ptr()), x)[1])
-    timing.back_to_back(table.ring(a), a, 7)
+    assert timing.back_to_back(table.ring(a), a, 7)[0] == 7
     where = [x.data_ptr() for x in table.inputs]
     assert taken == (where * 3)[:7]
     assert table.parent.on is None and a.series == {}
+
+
+def test_back_to_back_is_timed_by_our_own_clock_as_a_whole() -> None:
+    a = unjudged("a", slow)
+    start = time.perf_counter_ns()
+    _, told_ms = timing.back_to_back(Table().ring(a), a, 10)
+    assert 20 <= told_ms <= (time.perf_counter_ns() - start) / 1e6

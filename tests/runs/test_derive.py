@@ -119,9 +119,9 @@ def test_the_control_is_compared_with_its_original_alone() -> None:
 
 
 def test_the_ceilings_belong_to_every_cold_timed_record_of_the_case() -> None:
-    roof = measured(ROOF, 0.4, read_gbps=4500.0, write_gbps=4100.0)
+    told = {"read_gbps": 4500.0, "write_gbps": 4100.0}
     seen = [series(0.5), series(0.4, cache="hot"), series(0.1, timer="host"), series(0.6, timer="wall")]
-    made = made_of(measured("torch-eager", 0.0, series=seen), roof)
+    made = made_of(measured("torch-eager", 0.0, series=seen, **told), measured(ROOF, 0.4, **told))
     ceilings = {(r.profile, r.timer, r.cache): (r.read_gbps, r.write_gbps) for r, _ in made}
     assert ceilings == {
         ("torch-eager", "graph", "cold"): (4500.0, 4100.0),
@@ -152,9 +152,8 @@ def test_what_the_worker_says_of_a_contestant_reaches_its_records() -> None:
             0.0,
             Status.FAILED,
             code=Code.HUNG,
-            events=[event],
             outside_ms={"graph": 1.5, "wall": 9.0},
-            series=[series(1.0, probes_ms=(2.0,))],
+            series=[series(1.0, probes_ms=(2.0,)).model_copy(update={"events": [event]})],
         )
     )[0]
     assert (row.code, row.events, row.outside_ms) == (Code.HUNG, [event], 1.5)

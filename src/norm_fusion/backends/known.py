@@ -1,7 +1,8 @@
 """Contestants whose answer is known beforehand: what the harness measures to find out whether it can be trusted.
 
 known-norm, known-norm-again   the same kernel under two names: their ratio is 1
-known-base, known-slower-N     the kernel and a spin behind it, and the same with a spin longer by N% of the whole
+known-base, known-slower-N     the kernel and a spin behind it, and the same with a spin longer by N% of the whole,
+                               which is measured at the first call
 known-spin-US-RATIO            a spin of US x RATIO microseconds and nothing else
 known-empty                    a kernel that does nothing: what a launch costs
 known-noisy, known-drifting    on a CPU: the kernel, disturbed at random; the kernel, slower from call to call
@@ -25,9 +26,8 @@ from norm_fusion.spec import Op
 
 # The spin behind a planted effect's kernel is there for both; its length hardly matters.
 BASE_SPIN_US = 3.0
-# On a CPU a call is repeated: four times against five is 1.25, whatever a call takes.
-CPU_REPEATS = 4
 CALIBRATIONS = 9
+CPU_COLD_BYTES = 2**27
 
 
 def prepare(profile: str, operands: Operands, device: torch.device) -> Prepared:
@@ -46,9 +46,7 @@ def prepare(profile: str, operands: Operands, device: torch.device) -> Prepared:
     if kind == "drifting":
         return Prepared(_drifting(norm), "norm, slower from call to call")
     share = float(rest) / 100 if kind == "slower" else 0.0
-    if device.type == "cpu":
-        return Prepared(_repeated(norm, round(CPU_REPEATS * (1 + share))), f"norm, {share:+.0%}")
-    return Prepared(_slower(norm, share), f"norm and spin, {share:+.0%}")
+    return Prepared(_slower(norm, share, device), f"norm and spin, {share:+.0%}")
 
 
 def _norm(p: Operands, device: torch.device) -> Launch:
@@ -69,16 +67,17 @@ def _spinning(us: float, device: torch.device) -> Launch:
     return launch
 
 
-def _slower(norm: Launch, share: float) -> Launch:
+def _slower(norm: Launch, share: float, device: torch.device) -> Launch:
     """The norm and a spin; with a share, the spin is longer by that share of the whole, measured at the first call."""
-    spin = _gpu_spin(BASE_SPIN_US)
+    spin_of, us_a_call = (_gpu_spin, _gpu_us) if device.type == "cuda" else (_cpu_spin, _cpu_us)
+    spin = spin_of(BASE_SPIN_US)
     planted = share == 0.0
 
     def launch(x: Tensor) -> Tensor:
         nonlocal spin, planted
         if not planted:
             planted = True
-            spin = _gpu_spin(BASE_SPIN_US + share * _us_a_call(_slower(norm, 0.0), x))
+            spin = spin_of(BASE_SPIN_US + share * us_a_call(_slower(norm, 0.0, device), x))
         y = norm(x)
         spin(x)
         return y
@@ -102,15 +101,6 @@ def _cpu_spin(us: float) -> Callable[[Tensor], None]:
         end = clock() + ns
         while clock() < end:
             pass
-
-    return launch
-
-
-def _repeated(norm: Launch, times: int) -> Launch:
-    def launch(x: Tensor) -> Tensor:
-        for _ in range(times - 1):
-            norm(x)
-        return norm(x)
 
     return launch
 
@@ -139,7 +129,18 @@ def _drifting(norm: Launch) -> Launch:
     return launch
 
 
-def _us_a_call(launch: Launch, x: Tensor) -> float:
+def _cpu_us(launch: Launch, x: Tensor) -> float:
+    """How long a call takes on cold inputs: the median of calls in turn over more than a cache holds."""
+    inputs = [x.clone() for _ in range(max(8, min(64, CPU_COLD_BYTES // (2 * x.nbytes))))]
+    took = []
+    for each in inputs * 2:
+        start = time.perf_counter_ns()
+        launch(each)
+        took.append((time.perf_counter_ns() - start) / 1e3)
+    return sorted(took)[len(took) // 2]
+
+
+def _gpu_us(launch: Launch, x: Tensor) -> float:
     """How long a call takes on cold inputs, from events around a graph of calls: exact to a percent or so."""
     cache_bytes = torch.cuda.get_device_properties(x.device).L2_cache_size
     inputs = [x.clone() for _ in range(max(8, min(64, 4 * cache_bytes // (2 * x.nbytes))))]

@@ -264,20 +264,18 @@ class CaseRun:
                     self._bracket(ring, contestant, timer)
 
     def _bracket(self, ring: Ring, contestant: Contestant, timer: Timer) -> None:
-        """Calls between two messages: the parent's clock says how long they took."""
+        """Calls between two messages: the parent's clock says how long they took, and so does this process's own."""
         self.examiner.entered(contestant)
         p50 = percentile(contestant.series[timer, "cold"].blocks, 50)
         calls, again = max(1, round(BRACKET_MS / p50)), True
         while again:
             self.parent.ask("bracket", case=self.case.name, profile=contestant.name, timer=timer, p50_ms=p50)
             try:
-                if timer == "graph":
-                    calls = graphs.back_to_back(ring, contestant, calls)
-                else:
-                    timing.back_to_back(ring, contestant, calls)
+                run = graphs.back_to_back if timer == "graph" else timing.back_to_back
+                calls, told_ms = run(ring, contestant, calls)
             except Exception as error:
                 raise Lost(contestant, error) from error
-            again = bool(self.parent.ask("bracket-end", calls=calls)["again"])
+            again = bool(self.parent.ask("bracket-end", calls=calls, told_ms=told_ms)["again"])
         self.examiner.left(contestant)
 
     def _note_rotation(self, ring: list[Contestant]) -> None:
@@ -328,7 +326,6 @@ class CaseRun:
         if outcome.status is Status.OK and not series:
             outcome.status, outcome.code = Status.FAILED, Code.RAISED
             outcome.reason = "; ".join(contestant.notes if contestant else []) or "not timed"
-        ceilings = self.ceilings if outcome.profile == ROOF else {}
         return Measurement(
             case=self.case.name,
             profile=outcome.profile,
@@ -341,8 +338,8 @@ class CaseRun:
             max_abs_error=max(absolute, default=None),
             max_rel_error=max(relative, default=None),
             checked_rows=max((c.rows for c in outcome.checks), default=None),
-            read_gbps=ceilings.get("read"),
-            write_gbps=ceilings.get("write"),
+            read_gbps=self.ceilings.get("read"),
+            write_gbps=self.ceilings.get("write"),
             series=series,
             notes=contestant.notes if contestant else [],
         )

@@ -72,14 +72,17 @@ def graph(ring: Ring) -> None:
     ring.rounds("graph", "cold", captured, block)
 
 
-def back_to_back(ring: Ring, contestant: Contestant, calls: int) -> int:
-    """At least so many calls, replayed and nothing else: for a clock outside this process. Returns how many."""
+def back_to_back(ring: Ring, contestant: Contestant, calls: int) -> tuple[int, float]:
+    """At least so many calls, replayed and nothing else, for a clock outside; how many, and ms by our events."""
     assert contestant.graph is not None
     replays = -(-calls // ring.calls_per_replay)
+    start, end = (Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
     for _ in range(replays):
         contestant.graph.replay()
+    end.record()
     torch.cuda.synchronize()
-    return replays * ring.calls_per_replay
+    return replays * ring.calls_per_replay, start.elapsed_time(end)
 
 
 def device(ring: Ring, cache: Cache = "cold") -> None:
