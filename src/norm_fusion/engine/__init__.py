@@ -180,10 +180,12 @@ class _Session:
             fate = self._host(shard)
             done = {r.case for r in self.outcome.records if (r.replicate, r.attempt) == (number, attempt)}
             remaining = [case for case in remaining if case.name not in done]
-            if not remaining or self.outcome.interrupted is not None or (fate.well and shard.skip == self.skip):
+            if not remaining or self.outcome.interrupted is not None:
                 return
-            if fate.well:
+            if fate.well and shard.skip != self.skip:
                 continue  # cases whose clock a contestant had tampered with, now without it
+            if fate.well:
+                fate = replace(fate, reason="ended without a word", case=None)
             if fate.refusal is not None and self.store is None:
                 raise SpecError(fate.refusal)
             if self.store is None:
@@ -227,7 +229,8 @@ class _Session:
         """
         if not any(m.code is Code.TIMER and m.status is Status.WRONG and m.series for m in measurements):
             return False
-        suspects = [m for m in measurements if backends.is_users(m.profile) and m.status is not Status.FAILED]
+        ran = (Status.OK, Status.WRONG)
+        suspects = [m for m in measurements if backends.is_users(m.profile) and m.status in ran]
         suspects = [m for m in suspects if (case.name, m.profile) not in self.skip]
         if not suspects:
             return False

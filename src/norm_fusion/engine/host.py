@@ -25,6 +25,7 @@ from typing import Any
 from norm_fusion import backends
 from norm_fusion.metrics import percentile
 from norm_fusion.records import Code, Measurement, Status
+from norm_fusion.runs.store import StoreError
 from norm_fusion.spec import ROOF, Case, Shard
 
 WORKER = [sys.executable, "-m", "norm_fusion.measure.worker"]
@@ -34,6 +35,8 @@ CRUMB, CRUMB_BYTES = "NORM_FUSION_CRUMB", 512  # as measure/parent.py has them
 GRACE_S = 30
 # Before its first case it imports PyTorch, which on a slow disk takes longer than any contestant should.
 START_S = 120
+# The verifier judges a few rows: longer than this and it hangs.
+VERIFIER_S = 120
 # A message is at most a few rows in base64, or the samples of a case: longer is rubbish.
 MAX_LINE = 2**28
 # Rows shown of one output, and bytes of them: enough that a contestant which skips rows is found, few enough to send.
@@ -95,6 +98,7 @@ class Host:
     asked: dict[str, Any] | None = None
     outside: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
     rates: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
     shown: set[tuple[str, str]] = field(default_factory=set)
     wrong: dict[tuple[str, str], tuple[str, Code]] = field(default_factory=dict)
     refusal: str | None = None
@@ -168,7 +172,9 @@ class Host:
                 self._follow(json.loads(line), at)
             except Fault as fault:
                 return fault
-            except (KeyError, TypeError, ValueError, RecursionError):
+            except StoreError:
+                raise
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError):
                 return Fault("sent a message that is not of its protocol")
 
     def _answer(self, message: dict[str, Any]) -> None:
@@ -185,8 +191,8 @@ class Host:
             case "beat":
                 pass
             case "bracket":
-                case, profile, timer = (str(event[name]) for name in ("case", "profile", "timer"))
-                self.bracket = _Bracket(case, profile, timer, float(event["p50_ms"]), time.monotonic())
+                named, profile, timer = (str(event[name]) for name in ("case", "profile", "timer"))
+                self.bracket = _Bracket(named, profile, timer, float(event["p50_ms"]), time.monotonic())
                 self._answer({})
             case "bracket-end":
                 self._answer({"again": self._bracketed(int(event["calls"]), float(event["told_ms"]), at)})
@@ -202,8 +208,12 @@ class Host:
                 self.refusal = str(event["message"])
                 raise Fault(f"refused to go on ({event['message']})")
             case "case":
+                case = Case.parse(event["case"])
+                if case not in self.shard.cases or case.name in self.told:
+                    raise ValueError(f"case {case.name} was not asked for, or told already")
+                self.told.add(case.name)
                 amended = [self._amended(Measurement.model_validate(m)) for m in event["measurements"]]
-                self.take(event | {"case": Case.parse(event["case"]), "measurements": amended})
+                self.take(event | {"case": case, "measurements": amended})
             case "environment":
                 self.device = str(event["environment"]["device"])
                 self.take(event)
@@ -309,18 +319,27 @@ class Verifier:
             )
 
     def judge(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What is wrong with some rows: `wrong` and `code`."""
-        self.start()
-        assert self.process is not None
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request).encode() + b"\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise Fault("could not be judged: the verifier died; see above")
-        verdict: dict[str, Any] = json.loads(line)
-        return verdict
+        """What is wrong with some rows: `wrong` and `code`. One that died is started again, once."""
+        for _ in range(2):
+            self.start()
+            assert self.process is not None
+            assert self.process.stdin is not None
+            assert self.process.stdout is not None
+            patience = threading.Timer(VERIFIER_S, self.process.kill)
+            patience.start()
+            try:
+                self.process.stdin.write(json.dumps(request).encode() + b"\n")
+                self.process.stdin.flush()
+                line = self.process.stdout.readline()
+            except BrokenPipeError:
+                line = b""
+            finally:
+                patience.cancel()
+            if line:
+                verdict: dict[str, Any] = json.loads(line)
+                return verdict
+            self.close()
+        raise Fault("could not be judged: the verifier died twice; its last words are above")
 
     def close(self) -> None:
         if self.process is not None:

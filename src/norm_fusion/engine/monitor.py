@@ -12,8 +12,8 @@ from norm_fusion.records import Conditions, Environment, Event, Series
 EVERY_S = 0.2
 # NVML's bits: software thermal slowdown, hardware thermal slowdown, hardware slowdown; power brake, software power cap.
 THERMAL, POWER = 0x20 | 0x40 | 0x08, 0x80 | 0x04
-# A throttled clock counts from so much below the fastest reading: at 640 of its 700 W an H200 names the power cap now
-# and then and keeps its clock within 0.8%.
+# A clock that a power cap holds down counts from so much below the fastest reading: at 640 of its 700 W an H200 names
+# the cap now and then and keeps its clock within 0.8%.
 SLOWER = 0.01
 # Share of processor time lost to other guests of the hypervisor above which a CPU's series is doubted.
 STEAL = 0.10
@@ -59,7 +59,9 @@ def events(series: Series, readings: Iterable[Conditions]) -> list[Event]:
         found.append(Event(kind="company", detail=f"{company} other compute process(es) were on the card"))
     slow = (1 - SLOWER) * max((r.sm_clock_mhz or 0 for r in meanwhile), default=0)
     for kind, bits in (("thermal", THERMAL), ("power", POWER)):
-        throttled = [r for r in meanwhile if _bits(r.throttle_reasons) & bits and (r.sm_clock_mhz or 0) < slow]
+        throttled = [r for r in meanwhile if _bits(r.throttle_reasons) & bits]
+        if kind == "power":
+            throttled = [r for r in throttled if r.sm_clock_mhz is None or r.sm_clock_mhz < slow]
         if throttled:
             hottest = max(r.temperature_c or 0 for r in throttled)
             detail = f"throttled in {len(throttled)} of {len(meanwhile)} readings, at up to {hottest} C"

@@ -28,6 +28,7 @@ from norm_fusion.spec import CONTROL, ROOF, Case, Effort, Shard
 INTERPRETED_ROWS = 64
 # The parent's clock around so many milliseconds of calls: pipes cost 0.1 ms of it.
 BRACKET_MS = 20.0
+MOST_CALLS = 100_000
 
 # Every series, in the order of sampling. The eager ones come last: they may allocate what the graphs have to keep.
 CUDA_SERIES: tuple[tuple[Timer, Cache], ...] = (
@@ -267,7 +268,7 @@ class CaseRun:
         """Calls between two messages: the parent's clock says how long they took, and so does this process's own."""
         self.examiner.entered(contestant)
         p50 = percentile(contestant.series[timer, "cold"].blocks, 50)
-        calls, again = max(1, round(BRACKET_MS / p50)), True
+        calls, again = min(MOST_CALLS, max(1, round(BRACKET_MS / p50))), True
         while again:
             self.parent.ask("bracket", case=self.case.name, profile=contestant.name, timer=timer, p50_ms=p50)
             try:

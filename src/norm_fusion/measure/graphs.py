@@ -32,6 +32,7 @@ def capture(ring: Ring) -> None:
     """Capture every contestant's calls over all inputs; one that cannot be captured says so and has no series."""
     for contestant in ring.contestants:
         ring.check_stop()
+        ring.entered(contestant)
         torch.cuda.synchronize()
         try:
             contestant.graph, contestant.outputs = _captured(ring, contestant, hot=False)
@@ -167,6 +168,7 @@ def _captured(ring: Ring, contestant: Contestant, hot: bool) -> tuple[torch.cuda
 
 
 def _hot(ring: Ring, contestant: Contestant) -> torch.cuda.CUDAGraph:
+    ring.entered(contestant)
     try:
         return _captured(ring, contestant, hot=True)[0]
     except Exception as error:

@@ -196,8 +196,7 @@ class Ring:
         self, block: Block, contestant: Contestant, sink: list[float], size: int, picked: int | None = None
     ) -> None:
         """One block of one contestant; whatever it raises names it."""
-        if self.examiner is not None:
-            self.examiner.entered(contestant)
+        self.entered(contestant)
         if picked is not None and self.examiner is not None:
             self.examiner.set_up(contestant, picked)
         try:
@@ -212,6 +211,11 @@ class Ring:
             self.examiner.left(contestant)
             if picked is not None:
                 self.examiner.examine(contestant, picked, output)
+
+    def entered(self, contestant: Contestant) -> None:
+        """Note whose code runs next."""
+        if self.examiner is not None:
+            self.examiner.entered(contestant)
 
     def _pick(self, contestant: Contestant, timer: Timer) -> int:
         """The input whose output is examined: that of the block's last call, which no other call has to wait for."""

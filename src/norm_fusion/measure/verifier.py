@@ -40,7 +40,10 @@ def judge(request: dict[str, Any]) -> dict[str, Any]:
 def _decoded(text: str, case: Case, rows: int) -> Tensor | None:
     """Rows as they were sent; None if they are not as many bytes as there should be."""
     dtype: torch.dtype = getattr(torch, case.dtype)
-    data = bytearray(base64.b64decode(text))
+    try:
+        data = bytearray(base64.b64decode(text))
+    except ValueError:
+        return None
     if len(data) != rows * case.cols * dtype.itemsize:
         return None
     return torch.frombuffer(data, dtype=dtype).view(rows, case.cols)
