@@ -20,12 +20,13 @@ def prepare(profile: str, p: Operands) -> Prepared:
     named = USERS.fullmatch(profile)
     assert named is not None
     try:
-        function = getattr(import_module(named["module"]), named["function"])
+        module = import_module(named["module"])
     except ModuleNotFoundError as missing:
         raise Unavailable(f"there is no module {missing.name!r}", "put its folder on PYTHONPATH") from None
-    except AttributeError:
+    function = getattr(module, named["function"], None)
+    if function is None:
         reason = f"module {named['module']!r} has no {named['function']!r}"
-        raise Unavailable(reason, "give a function's name after the colon") from None
+        raise Unavailable(reason, "give a function's name after the colon")
 
     def rmsnorm(x: Tensor) -> Tensor:
         return function(x, p.shape, p.weight, p.eps)  # type: ignore[no-any-return]
