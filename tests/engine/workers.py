@@ -51,7 +51,7 @@ def show(case, profile, **odd):
     if ask("output", **asked, kind=kind(case, **odd))["rows"]:
         ask("rows", x="", y=profile)
 
-def bracket(case, profile, *ms, calls=10, timer="wall", clock=1.0):
+def bracket(case, profile, *ms, calls=40, timer="wall", clock=1.0):
     # Calls of so many ms, the last for ever: as often as they are asked for, which is returned. `clock`: the speed of
     # the worker's own.
     for number in range(99):
