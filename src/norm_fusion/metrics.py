@@ -71,9 +71,6 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(float(np.mean(np.log(values))))
 
 
-mean_ratio = geometric_mean  # what it is where the ratios are those of a run's processes
-
-
 def interval(ratios: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Two-sided Student-t interval of the mean ratio, one independent ratio a process (Student 1908; protocol step 12).
 

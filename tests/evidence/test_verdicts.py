@@ -38,7 +38,7 @@ def test_a_win_is_supported_and_carries_its_evidence() -> None:
     call = only(made)
     assert (call.label, call.code, call.rule, call.attempt, call.processes) == ("supported", "above-delta", RULE, 0, 5)
     assert call.ratios == [pytest.approx(ratio) for ratio in ratios]
-    assert call.speedup == pytest.approx(metrics.mean_ratio(ratios))
+    assert call.speedup == pytest.approx(metrics.geometric_mean(ratios))
     assert (call.low, call.high) == (
         pytest.approx(metrics.interval(ratios)[0]),
         pytest.approx(metrics.interval(ratios)[1]),

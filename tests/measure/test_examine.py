@@ -107,18 +107,22 @@ def remembers_by_address_later(honest: Launch) -> Launch:
     return launch
 
 
+def beside(honest: Launch, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The output at once, and its content a moment later, from another thread."""
+
+    def work() -> None:
+        time.sleep(0.03)
+        with torch.inference_mode():
+            y.copy_(honest(x))
+
+    threading.Thread(target=work, daemon=True).start()
+    return y
+
+
 @trick("before timing")
 def works_beside_its_caller(honest: Launch) -> Launch:
     def launch(x: torch.Tensor) -> Any:
-        y = torch.empty_like(x)
-
-        def work() -> None:
-            time.sleep(0.03)
-            with torch.inference_mode():
-                y.copy_(honest(x))
-
-        threading.Thread(target=work, daemon=True).start()
-        return y
+        return beside(honest, x, torch.empty_like(x))
 
     return launch
 
@@ -133,15 +137,7 @@ def works_beside_its_caller_at_times(honest: Launch) -> Launch:
         calls += 1
         if calls < BEFORE:
             return honest(x)
-        y = torch.zeros_like(x)
-
-        def work() -> None:
-            time.sleep(0.03)
-            with torch.inference_mode():
-                y.copy_(honest(x))
-
-        threading.Thread(target=work, daemon=True).start()
-        return y
+        return beside(honest, x, torch.zeros_like(x))
 
     return launch
 

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 BOTH = (Op.RMSNORM, Op.LAYERNORM)
 
+# Libraries by others that are measured beside ours, or that change what PyTorch's own operator is: with both of CUTE
+# installed, torch 2.13 and later put a QuACK kernel in its place.
+PEERS = ("liger-kernel", "quack-kernels", "flash-attn", "transformer-engine")
+CUTE = ("nvidia-cutlass-dsl", "apache-tvm-ffi")
+
 # Microseconds that known answers take, and the ratios between them.
 SPIN_US = (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 SPIN_RATIOS = ("1.00", "1.02", "1.05", "1.50")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from norm_fusion.cli.options import DEVICES, DeviceOption, OutputOption, RunIdOption, lab, usage
+from norm_fusion.cli.options import (
+    DeviceOption,
+    OutputOption,
+    RunIdOption,
+    checked_device,
+    console,
+    lab,
+    print_array,
+    unused_run_id,
+    usage,
+)
 from norm_fusion.spec import SpecError
 
 if TYPE_CHECKING:
@@ -40,24 +48,18 @@ def _doctor(
       norm-fusion doctor --json | jq '.[] | select(.state != "ok") | {name, seen, remedy}'
     """
     with usage("norm-fusion doctor"):
-        if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", device) is None:
-            raise SpecError(f"device {device!r} is unknown: choose {DEVICES}")
-        report = _examine(device, output)
+        report = _examine(checked_device(device), output)
     if json:
         from dataclasses import asdict
         from json import dumps
 
-        rows = ",\n".join(dumps(asdict(finding)) for finding in report.findings)
-        typer.echo(f"[\n{rows}\n]")
+        print_array(dumps(asdict(finding)) for finding in report.findings)
         if not report.measurable:
             typer.echo(report.summary, err=True)
     else:
-        from rich.console import Console
-
         from norm_fusion.doctor.show import PIPE_WIDTH, show
 
-        piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-        show(Console(width=PIPE_WIDTH) if piped else Console(), report)
+        show(console(PIPE_WIDTH), report)
     raise typer.Exit(0 if report.measurable else 1)
 
 
@@ -67,10 +69,10 @@ def _examine(device: str, output: Path) -> Report:
 
     from norm_fusion import doctor
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    terminal = Console(stderr=True)
+    if not terminal.is_terminal:
         return doctor.examine(device, output)
-    with console.status("looking at this machine (imports PyTorch)"):
+    with terminal.status("looking at this machine (imports PyTorch)"):
         return doctor.examine(device, output)
 
 
@@ -129,17 +131,14 @@ def _tried(device: str, only: list[str], reduced: bool, seed: int, run_id: str |
     from norm_fusion.report.progress import Watch
     from norm_fusion.runs import store
 
-    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", device) is None:
-        raise SpecError(f"device {device!r} is unknown: choose {DEVICES}")
+    checked_device(device)
     for group in only:
         if group not in harness.GROUPS:
             raise SpecError(f"group {group!r} is unknown: choose from {', '.join(harness.GROUPS)}")
     if device == "auto":
         device = "cuda" if machine.gpus() else "cpu"
-    run_id = store.checked_run_id(run_id or store.new_run_id())
+    run_id = unused_run_id(run_id, output)
     folder = output / run_id
-    if folder.exists():
-        raise SpecError(f"run {run_id!r} exists in {output} and is never overwritten: choose another --run-id")
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     with Watch(Console(stderr=True)) as watch:
         report = harness.try_all(run_id, folder, device, reduced, only or harness.GROUPS, seed, command, watch)

@@ -13,7 +13,6 @@ import typer
 
 from norm_fusion import backends
 from norm_fusion.cli.options import (
-    DEVICES,
     EXIT_CODES,
     SETTINGS,
     BackendOption,
@@ -29,8 +28,10 @@ from norm_fusion.cli.options import (
     TimeoutOption,
     VersionOption,
     bench,
+    checked_device,
     lab,
     print_run,
+    unused_run_id,
     usage,
 )
 from norm_fusion.spec import DEFAULT_CASES, FEWEST, ITEMSIZE, MOST, Case, Op, SpecError, parse_shape
@@ -204,10 +205,8 @@ def _measure(
     from norm_fusion.runs import store
     from norm_fusion.spec import Shard
 
-    _check_device(device)
-    run_id = store.checked_run_id(run_id or store.new_run_id())
-    if (output / run_id).exists():
-        raise SpecError(f"run {run_id!r} exists in {output} and is never overwritten: choose another --run-id")
+    checked_device(device)
+    run_id = unused_run_id(run_id, output)
     seed = random.SystemRandom().randrange(2**31)
     shard = Shard(run_id, cases, profiles, device, seed=seed, quick=pace.quick)
     plan = engine.Plan(shard, pace.fewest, pace.most, pace.precision, pace.budget_s, pace.timeout_s)
@@ -280,8 +279,3 @@ def _cases(
             for dtype in dtypes or [case.dtype]
         ]
     return tuple(dict.fromkeys(made))
-
-
-def _check_device(name: str) -> None:
-    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", name) is None:
-        raise SpecError(f"device {name!r} is unknown: choose {DEVICES}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,8 @@ from norm_fusion import __version__
 from norm_fusion.spec import FEWEST, MOST, SpecError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from norm_fusion.records import Conclusions, Manifest
 
 EXIT_CODES = (
@@ -124,6 +127,37 @@ def usage(command: str) -> Iterator[None]:
     raise typer.Exit(2)
 
 
+def checked_device(name: str) -> str:
+    """A device's name as it may be asked for, else SpecError."""
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", name) is None:
+        raise SpecError(f"device {name!r} is unknown: choose {DEVICES}")
+    return name
+
+
+def unused_run_id(run_id: str | None, output: Path) -> str:
+    """The id of a run that is not there yet: the one asked for, or one from the clock."""
+    from norm_fusion.runs import store
+
+    run_id = store.checked_run_id(run_id or store.new_run_id())
+    if (output / run_id).exists():
+        raise SpecError(f"run {run_id!r} exists in {output} and is never overwritten: choose another --run-id")
+    return run_id
+
+
+def console(pipe_width: int) -> Console:
+    """The terminal; a pipe has no width, and gets this one."""
+    from rich.console import Console
+
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=pipe_width) if piped else Console()
+
+
+def print_array(items: Iterable[str]) -> None:
+    """Print one JSON array, a line an item."""
+    lines = ",\n".join(items)
+    typer.echo(f"[\n{lines}\n]" if lines else "[]")
+
+
 def print_run(manifest: Manifest, conclusions: Conclusions, json: bool) -> None:
     """Print a run: its pooled records as JSON, or the tables, notes and answer of them and of its calls."""
     from norm_fusion.report.rows import rows_of
@@ -131,12 +165,8 @@ def print_run(manifest: Manifest, conclusions: Conclusions, json: bool) -> None:
     rows = rows_of(conclusions, manifest)
     if json:
         records = [record for row in rows for record in row.series.values()]
-        lines = ",\n".join(record.model_dump_json(by_alias=True) for record in records)
-        typer.echo(f"[\n{lines}\n]" if lines else "[]")
+        print_array(record.model_dump_json(by_alias=True) for record in records)
         return
-    from rich.console import Console
-
     from norm_fusion.report.table import PIPE_WIDTH, show
 
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    show(Console(width=PIPE_WIDTH) if piped else Console(), manifest, rows)
+    show(console(PIPE_WIDTH), manifest, rows)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from norm_fusion import backends
-from norm_fusion.cli.options import JsonOption, OutputOption, lab, print_run, usage
+from norm_fusion.cli.options import JsonOption, OutputOption, console, lab, print_array, print_run, usage
 from norm_fusion.spec import SpecError
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @lab.command("suites")
@@ -106,9 +103,12 @@ def _judge(
       norm-fusion judge runs/first --write
       norm-fusion judge first --json | jq '.[] | select(.label == "supported") | {case, profile, baseline, low}'
     """
+    from json import dumps
+
     from norm_fusion.evidence.stored import rejudged
     from norm_fusion.records import Conclusions
     from norm_fusion.report import verdicts
+    from norm_fusion.report.table import PIPE_WIDTH
     from norm_fusion.runs.store import RunStore, StoreError
 
     with usage("norm-fusion judge"):
@@ -125,13 +125,15 @@ def _judge(
             raise SpecError(f"run {run!r} has no records")
         if json:
             was = {call.claim: call for call in stored.calls} if stored else {}
-            _print_array(
-                call.model_dump(mode="json")
-                | {"was": was[call.claim].model_dump(mode="json") if call.claim in was else None}
+            print_array(
+                dumps(
+                    call.model_dump(mode="json")
+                    | {"was": was[call.claim].model_dump(mode="json") if call.claim in was else None}
+                )
                 for call in made.calls
             )
         else:
-            verdicts.show_calls(_console(), made, stored)
+            verdicts.show_calls(console(PIPE_WIDTH), made, stored)
         if write and left_out:
             typer.echo("norm-fusion judge: nothing stored: bring these files back, or delete them, first", err=True)
         elif write:
@@ -183,10 +185,12 @@ def _compare(
       norm-fusion compare h100/first h200/first --allow all --json | jq '.[] | {case, profile, speedup}'
     """
     from dataclasses import asdict
+    from json import dumps
 
     from norm_fusion.evidence.compare import FAILURES, Side, compare
     from norm_fusion.evidence.stored import rejudged
     from norm_fusion.report import verdicts
+    from norm_fusion.report.table import PIPE_WIDTH
     from norm_fusion.runs.store import RunStore
 
     with usage("norm-fusion compare"):
@@ -204,33 +208,14 @@ def _compare(
         _name("norm-fusion compare", left_out)
         found = compare(sides[0], sides[1], allowed=allow or [])
         if json:
-            _print_array(asdict(row) for row in found.rows)
+            print_array(dumps(asdict(row)) for row in found.rows)
         else:
-            verdicts.show_comparison(_console(), found, names[0], names[1])
+            verdicts.show_comparison(console(PIPE_WIDTH), found, names[0], names[1])
         wanted = {label for name in fail_on or [] for label in FAILURES[name]}
         failed = any(row.counts and row.label in wanted for row in found.rows)
         raise typer.Exit(int(failed or bool(left_out)))
 
 
-def _console() -> Console:
-    """The terminal; a pipe, which has no width, is wide enough for a row."""
-    import os
-    import sys
-
-    from rich.console import Console
-
-    from norm_fusion.report.table import PIPE_WIDTH
-
-    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=PIPE_WIDTH)
-
-
 def _name(command: str, left_out: Iterable[str]) -> None:
     for said in left_out:
         typer.echo(f"{command}: left out: {said}", err=True)
-
-
-def _print_array(items: Iterable[Mapping[str, object]]) -> None:
-    from json import dumps
-
-    rows = ",\n".join(dumps(item) for item in items)
-    typer.echo(f"[\n{rows}\n]" if rows else "[]")

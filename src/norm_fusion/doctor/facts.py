@@ -21,13 +21,13 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from norm_fusion.backends import CUTE, PEERS
+
 ROOT = Path("/")
 STEAL_PAUSE_S = 0.2
 PROGRAM_TIMEOUT_S = 5
 CAP_SYS_ADMIN = 21
 
-PEERS = ("liger-kernel", "quack-kernels", "flash-attn", "transformer-engine")
-CUTE = ("nvidia-cutlass-dsl", "apache-tvm-ffi")  # both together make torch 2.13 swap its own operator
 BENCH = ("filelock", "numpy", "nvidia-ml-py", "pydantic", "rich", "scipy", "typer")
 REPORT = ("altair", "jinja2", "vl-convert-python")
 SECOND_OPINION = "cuda-bench"

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Mapping
 
 import norm_fusion
-from norm_fusion.doctor.facts import BENCH, CUTE, PEERS, REPORT, SECOND_OPINION, Compiler
+from norm_fusion.backends import CUTE, PEERS
+from norm_fusion.doctor.facts import BENCH, REPORT, SECOND_OPINION, Compiler
 from norm_fusion.doctor.finding import Finding, dotted, limited, missing, ok, release, unknown
 from norm_fusion.doctor.probe import Step
 

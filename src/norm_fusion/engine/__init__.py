@@ -16,7 +16,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -98,6 +98,8 @@ class _Session:
         self.host: Host | None = None
         self.verifier = Verifier()
         self.monitor: Monitor | None = None
+        self.held = ExitStack()  # what must not outlive the run
+        self.held.callback(self.verifier.close)
         self.skip: tuple[tuple[str, str], ...] = ()
         self.losses: dict[str, list[Measurement]] = {}  # by case: contestants that ended a worker before it was kept
         self.fingerprint = ""
@@ -130,19 +132,18 @@ class _Session:
 
     def close(self) -> None:
         """Leave no process behind."""
-        self.verifier.close()
-        if self.monitor is not None:
-            self.monitor.__exit__(None, None, None)
-            self.monitor = None
+        self.held.close()
 
     def _attempt(self, attempt: int, cases: tuple[Case, ...]) -> None:
         """Processes over these cases, at least `fewest`; then over those whose intervals are still too wide."""
         remaining = cases
+        widths: dict[Case, float | None] = {}
         for number in range(self.plan.most):
             if self.outcome.interrupted is not None:
                 return
             if number >= self.plan.fewest:
-                remaining = tuple(case for case in remaining if self._too_wide(case, attempt))
+                # Their width alone decides, never what they say.
+                remaining = tuple(case for case in remaining if (widths[case] or 0) > self.plan.precision)
             if not remaining or (number > 0 and not self._may_go_on(len(remaining))):
                 return
             began = time.monotonic()
@@ -153,8 +154,8 @@ class _Session:
             self.longest_s = max(self.longest_s, took / len(remaining))
             if attempt == 0:
                 self._update(processes=number + 1)
-            widest = [w for case in remaining if (w := self._widest(case, attempt)) is not None]
-            self.listener.ended(number, took, max(widest, default=None))
+            widths = {case: self._widest(case, attempt) for case in remaining}
+            self.listener.ended(number, took, max((w for w in widths.values() if w is not None), default=None))
 
     def _may_go_on(self, case_processes: int) -> bool:
         """Is there time for so many cases x processes, as long as the slowest took so far?"""
@@ -253,8 +254,7 @@ class _Session:
             self.outcome.kept = True
             self.device = "cpu" if environment.device == "cpu" else f"cuda:{environment.device_index}"
             self._update(environment=environment, before=Conditions.model_validate(event["conditions"]))
-            self.monitor = Monitor(environment, self._pids)
-            self.monitor.__enter__()
+            self.monitor = self.held.enter_context(Monitor(environment, self._pids))
             self.listener.started(environment)
         elif self.manifest.environment is not None and environment != self.manifest.environment:
             was, now_ = self.manifest.environment.model_dump(), environment.model_dump()
@@ -262,9 +262,8 @@ class _Session:
             note = f"process {shard.replicate + 1} found another environment than the first: {odd}"
             if note not in self.manifest.notes:
                 self._update(notes=[*self.manifest.notes, note])
-        number = (shard.replicate or 0) + 1
         of = (self.plan.fewest, self.plan.most)
-        self.listener.process(number, of, len(shard.cases), shard.attempt, event["total"])
+        self.listener.process(shard.replicate + 1, of, len(shard.cases), shard.attempt, event["total"])
 
     def _pids(self) -> set[int]:
         worker = self.host.worker if self.host is not None else None
@@ -330,11 +329,6 @@ class _Session:
         if self.outcome.interrupted is not None or self.plan.fewest < 2:
             return []
         return verdicts.needs_rerun(self._conclude().calls)
-
-    def _too_wide(self, case: Case, attempt: int) -> bool:
-        """Is the case's interval wider than asked for? Its width alone decides, never what it says."""
-        widest = self._widest(case, attempt)
-        return widest is not None and widest > self.plan.precision
 
     def _widest(self, case: Case, attempt: int) -> float | None:
         assert self.store is not None

@@ -26,11 +26,10 @@ from norm_fusion import backends
 from norm_fusion.metrics import percentile
 from norm_fusion.records import Code, Measurement, Status
 from norm_fusion.runs.store import StoreError
-from norm_fusion.spec import ROOF, Case, Shard
+from norm_fusion.spec import CRUMB, CRUMB_BYTES, ROOF, Case, Shard
 
 WORKER = [sys.executable, "-m", "norm_fusion.measure.worker"]
 VERIFIER = [sys.executable, "-m", "norm_fusion.measure.verifier"]
-CRUMB, CRUMB_BYTES = "NORM_FUSION_CRUMB", 512  # as measure/parent.py has them
 # After a request to stop, a worker may still be inside a compiler: it gets this long before it is killed.
 GRACE_S = 30
 # Before its first case it imports PyTorch, which on a slow disk takes longer than any contestant should.

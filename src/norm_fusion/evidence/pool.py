@@ -188,7 +188,7 @@ def _with_speedups(pooled: Sequence[Record], series: Mapping[SeriesKey, Sequence
         }
         return record.model_copy(
             update={
-                "speedup": {name: metrics.mean_ratio(mine) for name, mine in found.items()},
+                "speedup": {name: metrics.geometric_mean(mine) for name, mine in found.items()},
                 "interval": {name: metrics.interval(mine) for name, mine in found.items() if len(mine) > 1},
             }
         )

@@ -1,6 +1,7 @@
 """Tries the harness on what is known beforehand: is the lab itself to be trusted, on this machine, today?
 
 trials.py    what is run: cases, contestants, processes
+running.py   one of them, through the engine
 findings.py  what has to come out, and did it
 page.py      the page of results
 nvbench.py   a second opinion, where cuda-bench is installed
@@ -16,10 +17,11 @@ from pathlib import Path
 from norm_fusion import engine
 from norm_fusion.evidence.verdicts import RULE
 from norm_fusion.harness import findings, nvbench
-from norm_fusion.harness.trials import Trial, trials
-from norm_fusion.records import Environment, HarnessCheck, HarnessReport, Manifest
-from norm_fusion.runs.store import RunStore, now
-from norm_fusion.spec import Shard, SpecError
+from norm_fusion.harness.running import run
+from norm_fusion.harness.trials import trials
+from norm_fusion.records import Environment, HarnessCheck, HarnessReport
+from norm_fusion.runs.store import now
+from norm_fusion.spec import SpecError
 
 GROUPS = ("aa", "planted", "known", "disturbed", "sabotage", "breakage", "second")
 
@@ -45,7 +47,7 @@ def try_all(
     for trial in trials(device, reduced):
         if trial.group not in only:
             continue
-        outcome = _run(trial, run_id, folder, device, seed, command, listener)
+        outcome = run(trial, run_id, folder, device, seed, command, listener)
         assert outcome.manifest is not None
         if outcome.interrupted is not None:
             raise SpecError("interrupted: what was run is kept, and nothing is concluded from it")
@@ -68,38 +70,6 @@ def try_all(
         environment=environment,
         checks=findings.joined(checks),
     )
-
-
-def _run(
-    trial: Trial, run_id: str, folder: Path, device: str, seed: int, command: list[str], listener: engine.Listener
-) -> engine.Outcome:
-    shard = Shard(
-        run_id=f"{run_id}-{trial.name}",
-        cases=trial.cases,
-        profiles=trial.profiles,
-        device=device,
-        seed=seed,
-        quick=trial.processes == 1,
-        yardsticks=False,
-        series=trial.series,
-        effort=trial.effort,
-    )
-    plan = engine.Plan(shard, trial.processes, trial.processes, timeout_s=trial.timeout_s, reruns=0)
-    manifest = Manifest(
-        run_id=shard.run_id,
-        title=f"check-harness: {trial.name}",
-        question=trial.question,
-        command=command,
-        cases=[case.name for case in trial.cases],
-        profiles=list(trial.profiles),
-        device=device,
-        quick=shard.quick,
-        seed=seed,
-        fewest=trial.processes,
-        most=trial.processes,
-        started_at=now(),
-    )
-    return engine.run(plan, manifest, lambda: RunStore.create(folder, trial.name), listener)
 
 
 __all__ = ["GROUPS", "try_all"]

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from norm_fusion import engine
-from norm_fusion.records import Environment, HarnessCheck, Manifest
-from norm_fusion.runs.store import RunStore, now
-from norm_fusion.spec import Case, Op, Shard
+from norm_fusion.harness.running import run
+from norm_fusion.harness.trials import Trial
+from norm_fusion.records import Environment, HarnessCheck
+from norm_fusion.spec import Case, Op
 
 # Large, as its events are around single launches: they add 2 to 3 us, 1.5 to 2.6% of 130 us, and half a percent here.
 CASES = (
@@ -85,30 +86,16 @@ def _ours(
     run_id: str, folder: Path, device: str, seed: int, command: list[str], listener: engine.Listener
 ) -> tuple[dict[str, float], Environment | None]:
     """Median microseconds by case, of the device series of one process."""
-    profiles = ("triton-fused-rmsnorm", "triton-fused-layernorm")
-    shard = Shard(
-        run_id=f"{run_id}-second",
-        cases=CASES,
-        profiles=profiles,
-        device=device,
-        seed=seed,
-        quick=True,
-        yardsticks=False,
+    trial = Trial(
+        "second",
+        "second",
+        "What does NVBench say?",
+        CASES,
+        ("triton-fused-rmsnorm", "triton-fused-layernorm"),
+        processes=1,
         series=("graph", "device"),
     )
-    manifest = Manifest(
-        run_id=shard.run_id,
-        title="check-harness: second opinion",
-        question="What does NVBench say?",
-        command=command,
-        cases=[case.name for case in CASES],
-        profiles=list(profiles),
-        device=device,
-        quick=True,
-        seed=seed,
-        started_at=now(),
-    )
-    outcome = engine.run(engine.Plan(shard, 1, 1), manifest, lambda: RunStore.create(folder, "second"), listener)
+    outcome = run(trial, run_id, folder, device, seed, command, listener)
     found = {
         record.case: record.p50_ms * 1e3
         for record in outcome.records
@@ -134,7 +121,7 @@ def main() -> None:
     torch.cuda.set_device(where)
 
     def benchmark(case: Case) -> Any:
-        def run(state: Any) -> None:
+        def timed(state: Any) -> None:
             x, operands = draw_input(case, where, 1), draw_operands(case, where, 0)
             fused = backends.prepare(f"triton-fused-{case.op}", operands, where).launch
             stream = torch.cuda.ExternalStream(state.get_stream().addressof(), device=where)  # type: ignore[no-untyped-call]
@@ -142,8 +129,8 @@ def main() -> None:
                 fused(x)
                 state.exec(lambda launch: _discard(fused(x)), sync=False, batched=False)
 
-        run.__name__ = case.name
-        return run
+        timed.__name__ = case.name
+        return timed
 
     for name in names:
         cuda.bench.register(benchmark(Case.parse(name))).set_name(name)

@@ -16,11 +16,9 @@ import torch
 from filelock import FileLock, Timeout
 
 import norm_fusion
+from norm_fusion.backends import CUTE, PEERS
 from norm_fusion.machine import Card, Host
 from norm_fusion.records import Conditions, Environment
-
-# Peers, and what can change PyTorch's own operator where it is installed: torch 2.13 then swaps in a QuACK kernel.
-PEERS = ("apache-tvm-ffi", "liger-kernel", "nvidia-cutlass-dsl", "quack-kernels", "flash-attn", "transformer-engine")
 
 
 class Refused(Exception):
@@ -74,7 +72,7 @@ def describe(device: torch.device) -> Environment:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "triton": _version("triton"),
-        "peers": {name: found for name in PEERS if (found := _version(name))},
+        "peers": {name: found for name in (*PEERS, *CUTE) if (found := _version(name))},
         "norm_fusion": norm_fusion.__version__,
         "source": _source(),
         **_commit(),

@@ -8,11 +8,10 @@ import os
 from typing import Any, BinaryIO, TextIO
 
 from norm_fusion.measure.clocks import monotonic
+from norm_fusion.spec import CRUMB, CRUMB_BYTES
 
 # The parent gives up on a worker that says nothing for longer than its timeout: inside a series this is often enough.
 BEAT_S = 1.0
-CRUMB_BYTES = 512
-CRUMB = "NORM_FUSION_CRUMB"  # names the file that the breadcrumb lies in
 
 
 class Parent:

@@ -12,8 +12,7 @@ from rich.text import Text
 
 from norm_fusion.evidence.compare import Comparison, Row, summary
 from norm_fusion.records import Cache, Call, Conclusions, Label, Timer
-from norm_fusion.report.rows import duration
-from norm_fusion.spec import CONTROL, ROOF
+from norm_fusion.report.rows import ROLES, duration
 
 NOTHING = "-"
 LISTED = 8  # reasons in a terminal
@@ -25,7 +24,6 @@ STYLE: Mapping[Label, str] = {
     Label.INCONCLUSIVE: "",
     Label.NO_DIFFERENCE: "",
 }
-NAMES: Mapping[str, str] = {ROOF: "copy (the roof)", CONTROL: "control (A/A)"}
 
 Claimed = tuple[str, str, str, Timer, Cache]
 
@@ -100,7 +98,7 @@ def _cells(row: Row) -> list[Text | str]:
     said = {Label.SUPPORTED: "faster", Label.REGRESSION: "slower"}.get(row.label, row.label.value)
     series = row.timer if row.cache == "cold" else f"{row.timer} {row.cache}"
     return [
-        Text(_printable(f"  {NAMES.get(row.profile, row.profile)}")),
+        Text(_printable(f"  {ROLES.get(row.profile, row.profile)}")),
         series,
         duration(row.a_ms),
         duration(row.b_ms),
