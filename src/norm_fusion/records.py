@@ -100,9 +100,9 @@ class Code(StrEnum):
 
 
 class Event(_Stored):
-    """Something that happened to the machine while a series was sampled: clocks, heat, power, company."""
+    """Why a series is doubted: company on the card, heat, power, clocks, stolen time, or the parent's clock outside."""
 
-    kind: Literal["company", "thermal", "power", "clock", "steal"]
+    kind: Literal["company", "thermal", "power", "clock", "steal", "outside"]
     detail: str
 
 

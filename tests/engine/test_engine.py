@@ -2,10 +2,12 @@
 
 import json
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from workers import (
@@ -257,8 +259,7 @@ def test_an_output_that_the_verifier_finds_wrong_is_wrong(
         "case": FIRST,
         "profile": "torch-eager",
         "when": "a timed call",
-        "seed": 1,
-        "sign": 1,
+        "seed": verifier.asked[0]["seed"],
         "rows": [0],
         "operands": verifier.asked[0]["operands"],
         "x": "",
@@ -301,16 +302,38 @@ def test_an_output_of_another_kind_is_wrong(
     assert len(verifier.asked) == 1, "it was asked for no rows of what has none"
 
 
-def test_a_clock_that_the_parents_contradicts_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lie = "bracket(case, profile, 5.0 if profile == 'torch-native' else 1.0, calls=20)"
-    worker(monkeypatch, lie)
+def test_inputs_are_drawn_from_seeds_that_the_parent_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verifier: Verdicts
+) -> None:
+    worker(monkeypatch, told="for each in rows: show(case, each['profile'])")
+    assert run(tmp_path, plan(*TWO, cases=CASES[:1]))[0].exit_code == 0
+    assert len({asked["seed"] for asked in verifier.asked}) == len(verifier.asked) == 4
+
+
+def test_an_output_of_an_input_that_was_not_drawn_anew_is_rubbish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = 'ask("output", case=case, profile=profile, when="after timing", kind=kind(case))'
+    worker(monkeypatch, f"show(case, profile)\n{again}")
+    _, store = run(tmp_path, plan(cases=CASES[:1]))
+    found = rows(store)[FIRST, "torch-eager", 0]
+    assert (found.status, found.code) == (Status.FAILED, Code.CRASHED)
+    assert "not of its protocol" in str(found.reason)
+
+
+def test_samples_that_the_parents_clock_contradicts_are_doubted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the worker's clock agrees with it on those calls: something ran beside them, on a busy machine."""
+    worker(monkeypatch, "bracket(case, profile, 5.0 if profile == 'torch-native' else 1.0, calls=20)")
     _, store = run(tmp_path, plan(*TWO, cases=CASES[:1]))
     found = rows(store)
-    liar, honest = found[FIRST, "torch-native", 0], found[FIRST, "torch-eager", 0]
-    assert (liar.status, liar.code) == (Status.WRONG, Code.TIMER)
-    assert "its wall series says 1 ms a call, the parent's clock" in str(liar.reason)
-    assert liar.outside_ms is not None and 4.9 < liar.outside_ms < 15
-    assert honest.status is Status.OK and honest.outside_ms is not None and 0.9 < honest.outside_ms < 2
+    odd, steady = found[FIRST, "torch-native", 0], found[FIRST, "torch-eager", 0]
+    assert odd.status is Status.OK
+    assert [event.kind for event in odd.events] == ["outside"]
+    assert "its samples say 1 ms a call, the parent's clock around many says" in odd.events[0].detail
+    assert odd.outside_ms is not None and 4.9 < odd.outside_ms < 15
+    assert not steady.events and steady.outside_ms is not None and 0.9 < steady.outside_ms < 2
 
 
 def test_a_clock_that_runs_slower_than_the_parents_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +361,7 @@ counts[profile] = bracket(case, profile, *took)
         "torch-native": ["3"],
         "torch-compile": [str(host.BRACKETS)],
     }
-    assert [found[name].status for name in (*TWO, "torch-compile")] == [Status.OK, Status.OK, Status.WRONG]
+    assert [bool(found[name].events) for name in (*TWO, "torch-compile")] == [False, False, True]
 
 
 def test_a_clock_that_is_slower_than_the_parents_is_no_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +372,7 @@ def test_a_clock_that_is_slower_than_the_parents_is_no_lie(tmp_path: Path, monke
 LIES = """
 liar = "mine:fast"
 if [case, liar] not in shard["skip"]:
-    bracket(case, profile, 5.0, calls=10)
+    bracket(case, profile, 1.0, calls=10, clock=0.5)
 else:
     bracket(case, profile, 1.0, calls=10)
 """
@@ -661,6 +684,21 @@ def test_what_was_not_shown_because_of_a_signal_is_not_wrong(tmp_path: Path, mon
     when_there(asked_for, signal.SIGTERM)
     _, store = run(tmp_path, plan())
     assert rows(store)[SECOND, "torch-eager", 0].status is Status.OK
+
+
+def test_a_signal_while_a_worker_is_being_started_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no process yet that it could be sent to."""
+    worker(monkeypatch, "time.sleep(60)")
+    start = subprocess.Popen
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return start(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    began = time.monotonic()
+    assert asked_alone(tmp_path, plan(cases=CASES[:1])).exit_code == 143
+    assert time.monotonic() - began < 20
 
 
 def test_a_signal_before_the_first_worker_has_begun_is_no_error(

@@ -47,8 +47,8 @@ def kind(case, **odd):
     return dict(type="Tensor", shape=[int(rows), int(cols)], dtype=case.split("-")[2], device="cpu") | odd
 
 def show(case, profile, **odd):
-    asked = dict(case=case, profile=profile, when="a timed call", seed=1, sign=1)
-    if ask("output", **asked, kind=kind(case, **odd))["rows"]:
+    ask("draw", case=case, profile=profile)
+    if ask("output", case=case, profile=profile, when="a timed call", kind=kind(case, **odd))["rows"]:
         ask("rows", x="", y=profile)
 
 def bracket(case, profile, *ms, calls=40, timer="wall", clock=1.0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,8 @@ class FakeParent:
         self.seed = seed
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.on: tuple[str, str] | None = None  # whose code runs
+        self.seeds = itertools.count(1000)  # of inputs to be examined
+        self.drawn = 0
         self.asked: dict[str, Any] = {}
         self.brackets, self.brackets_left = 1, 0  # how many are asked for in a row
         self.verdicts: list[tuple[str, str, str | None]] = []  # profile, when, what is wrong
@@ -46,11 +49,14 @@ class FakeParent:
 
     def ask(self, event: str, **data: Any) -> dict[str, Any]:
         self.send(event, **data)
+        if event == "draw":
+            self.drawn = next(self.seeds)
+            return {"seed": self.drawn}
         if event == "output":
             case = Case.parse(data["case"])
             kind = {"type": "Tensor", "shape": [case.rows, case.cols], "dtype": case.dtype, "device": "cpu"}
             rows = list(range(case.rows)) if data["kind"] == kind else []
-            self.asked = data | {"rows": rows}
+            self.asked = data | {"rows": rows, "seed": self.drawn}
             return {"rows": rows}
         if event == "bracket-end":
             self.brackets_left -= 1

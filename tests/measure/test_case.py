@@ -254,7 +254,7 @@ def test_an_input_spoiled_where_nobody_watches_spoils_the_case(monkeypatch: pyte
         return launch
 
     install(monkeypatch, torch_native=spoils)
-    measured, _ = measure("torch-native", "torch-eager", "no.such:thing", cache_bytes=1)
+    measured, _ = measure("torch-native", "torch-eager", "no.such:thing", cache_bytes=2**19)
     assert state(measured.pop("no.such:thing")) == (Status.UNAVAILABLE, Code.MISSING), "it was not there"
     assert {state(m) for m in measured.values()} == {(Status.WRONG, Code.MUTATED_INPUT)}
     assert "an input was changed during timing" in str(measured["torch-eager"].reason)

@@ -201,6 +201,8 @@ class _Session:
             self._take(event, shard)
 
         self.host = Host(shard, self.verifier, take, self.plan.timeout_s)
+        if self.outcome.interrupted is not None:
+            self.host.stop(at_once=False)  # asked for meanwhile
         fate = self.host.run()
         if self.store is not None:
             self.store.append_log(fate.log)
@@ -223,7 +225,7 @@ class _Session:
                 self._update(after=Conditions.model_validate(event["conditions"]))
 
     def _tampered(self, case: Case, measurements: list[Measurement]) -> bool:
-        """Does our clock contradict rows beside a user's contestant? Then all are measured again without it.
+        """Does our clock contradict the worker's beside a user's contestant? Then all are measured again without it.
 
         In one process a clock that lies does so for everybody; whose deed it was cannot be told, so that of several
         such contestants none is believed.
@@ -274,7 +276,9 @@ class _Session:
         assert self.manifest.environment is not None
         readings = list(self.monitor.readings) if self.monitor is not None else []
         happened = [
-            m.model_copy(update={"series": [s.model_copy(update={"events": events(s, readings)}) for s in m.series]})
+            m.model_copy(
+                update={"series": [s.model_copy(update={"events": s.events + events(s, readings)}) for s in m.series]}
+            )
             for m in measurements
         ]
         there = {m.profile for m in happened}

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 
 from norm_fusion import backends
 from norm_fusion.metrics import percentile
-from norm_fusion.records import Code, Measurement, Status
+from norm_fusion.records import Code, Event, Measurement, Series, Status
 from norm_fusion.runs.store import StoreError
 from norm_fusion.spec import CRUMB, CRUMB_BYTES, ROOF, Case, Shard
 
@@ -37,7 +37,7 @@ START_S = 120
 # The verifier judges a few rows: longer than this and it hangs.
 VERIFIER_S = 120
 # A message is at most a few rows in base64, or the samples of a case: longer is rubbish.
-MAX_LINE = 2**28
+MAX_LINE = 2**30
 # Rows shown of one output, and bytes of them: enough that a contestant which skips rows is found, few enough to send.
 SHOWN_ROWS, SHOWN_BYTES = 16, 2**21
 # The parent's clock around calls back to back may show so much more than the median that the worker tells: on an H200
@@ -94,6 +94,7 @@ class Host:
     case: str | None = None
     device: str = "cuda"
     bracket: _Bracket | None = None
+    drawn: dict[tuple[str, str], int] = field(default_factory=dict)
     asked: dict[str, Any] | None = None
     outside: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
     rates: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
@@ -118,6 +119,8 @@ class Host:
                 start_new_session=True,
                 env=os.environ | {CRUMB: str(crumb)},
             )
+            if self.stopped:
+                self.stop(at_once=False)  # asked for while it was being started
             reader = threading.Thread(target=printed.read, args=(worker.stderr,), daemon=True)
             reader.start()
             fault: Fault | None = Fault("was given up")
@@ -195,6 +198,8 @@ class Host:
                 self._answer({})
             case "bracket-end":
                 self._answer({"again": self._bracketed(int(event["calls"]), float(event["told_ms"]), at)})
+            case "draw":
+                self._answer({"seed": self._drawn(event)})
             case "output":
                 self._answer({"rows": self._choose(event)})
             case "rows":
@@ -242,9 +247,16 @@ class Host:
     def _tolerance(self, timer: str) -> float:
         return OUTSIDE_UP_TO.get((self.device, timer), 1.4)
 
+    def _drawn(self, event: dict[str, Any]) -> int:
+        """The seed of an input that is about to be examined: chosen here, so that no output of it exists yet."""
+        seed = random.SystemRandom().randrange(2**31)
+        self.drawn[Case.parse(event["case"]).name, str(event["profile"])] = seed
+        return seed
+
     def _choose(self, event: dict[str, Any]) -> list[int]:
         """Which rows of an output the worker has to show: chosen here, after it was made."""
         case, profile = Case.parse(event["case"]), str(event["profile"])
+        seed = self.drawn.pop((case.name, profile))  # shown once: the next output is of another input
         self.shown.add((case.name, profile))
         device = {"cuda": "cuda", "cpu": "cpu"}[self.device]
         expected = {"type": "Tensor", "shape": [case.rows, case.cols], "dtype": case.dtype, "device": device}
@@ -254,7 +266,7 @@ class Host:
             return []
         count = max(2, min(SHOWN_ROWS, SHOWN_BYTES * case.rows // case.input_bytes))
         rows = sorted(random.SystemRandom().sample(range(case.rows), min(count, case.rows)))
-        self.asked = {k: event[k] for k in ("case", "profile", "when", "seed", "sign")} | {"rows": rows}
+        self.asked = {"case": case.name, "profile": profile, "when": str(event["when"]), "seed": seed, "rows": rows}
         return rows
 
     def _judge(self, event: dict[str, Any]) -> None:
@@ -273,7 +285,7 @@ class Host:
         """What the worker says of a contestant, and what was found here: the worse of the two is kept."""
         key = told.case, told.profile
         outside = {timer: min(found) for timer, found in self.outside.get(key, {}).items()}
-        told = told.model_copy(update={"outside_ms": outside})
+        told = told.model_copy(update={"outside_ms": outside, "series": [self._seen(s, outside) for s in told.series]})
         if told.status is not Status.OK:
             return told
         wrong = self.wrong.get(key)
@@ -283,19 +295,26 @@ class Host:
             return told
         return told.model_copy(update={"status": Status.WRONG, "reason": wrong[0], "code": wrong[1]})
 
+    def _seen(self, series: Series, outside: Mapping[str, float]) -> Series:
+        """Doubted, where our clock around many calls shows far more than its samples say.
+
+        That the worker's clock agrees on those calls is checked apart from this: so either the machine was disturbed,
+        or the samples are not of such calls.
+        """
+        doubts: list[Event] = []
+        seen = outside.get(series.timer)
+        if seen is not None and series.cache == "cold":
+            p50 = percentile(series.blocks, 50)
+            if seen > p50 * self._tolerance(series.timer):
+                said = f"its samples say {p50:.4g} ms a call, the parent's clock around many says {seen:.4g} ms"
+                doubts.append(Event(kind="outside", detail=said))
+        return series.model_copy(update={"events": doubts})
+
     def _unlikely(self, told: Measurement) -> tuple[str, Code] | None:
-        """Samples that the parent's clock, or its eyes, contradict."""
+        """What the parent's clock, or its eyes, contradict."""
         for timer, rates in self.rates.get((told.case, told.profile), {}).items():
             if min(rates) > CLOCKS_UP_TO:
                 said = f"its clock for {timer} runs at {1 / min(rates):.2f} of the speed of the parent's"
-                return said, Code.TIMER
-        for series in told.series:
-            seen = told.outside_ms.get(series.timer)
-            if seen is None or series.cache != "cold":
-                continue
-            p50 = percentile(series.blocks, 50)
-            if seen > p50 * self._tolerance(series.timer):
-                said = f"its {series.timer} series says {p50:.4g} ms a call, the parent's clock {seen:.4g} ms"
                 return said, Code.TIMER
         sampled = any(series.timer in ("graph", "host", "wall") for series in told.series)
         # A control is judged as what it is a copy of, if that is one of the profiles asked for.

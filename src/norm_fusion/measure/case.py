@@ -317,7 +317,8 @@ class CaseRun:
     def _fail_all(self, reason: str) -> None:
         remedy = "use fewer rows or columns, or a GPU with more memory"
         for outcome in self.outcomes.values():
-            outcome.fail(Status.FAILED, Code.OUT_OF_MEMORY, reason, remedy)
+            if outcome.status is Status.OK:  # what was found of the others stands
+                outcome.fail(Status.FAILED, Code.OUT_OF_MEMORY, reason, remedy)
 
     def _measurement(self, outcome: Outcome) -> Measurement:
         contestant = outcome.contestant

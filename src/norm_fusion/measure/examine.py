@@ -47,8 +47,8 @@ class Examiner:
         self.case, self.inputs, self.operands, self.parent, self.judge = case, inputs, operands, parent, judge
         self.device = inputs[0].device
         self.rows = spread_rows(case, CPU_SAMPLED_ROWS, self.device) if self.device.type == "cpu" else None
-        # What each input holds: the seed that it was drawn with, and its sign.
-        self.drawn = [(seed + 1 + i, 1) for i in range(len(inputs))]
+        # The seed that each input was drawn with.
+        self.drawn = [seed + 1 + i for i in range(len(inputs))]
         # Whose sums are compared after each block: up to eight inputs, on a CPU one row in sixteen of them.
         step = 16 if self.device.type == "cpu" else 1
         self.watched = [x[::step] for x in inputs[:: -(-len(inputs) // WATCHED)]]
@@ -56,8 +56,7 @@ class Examiner:
 
     def content(self, i: int) -> Tensor:
         """What input `i` has to hold."""
-        seed, sign = self.drawn[i]
-        return draw_input(self.case, self.device, seed).mul_(sign)
+        return draw_input(self.case, self.device, self.drawn[i])
 
     def entered(self, contestant: Contestant) -> None:
         self.parent.at(self.case.name, contestant.name)
@@ -89,9 +88,7 @@ class Examiner:
 
     def set_up(self, contestant: Contestant, i: int) -> None:
         """New content for input `i` at an address that the contestant knows, and poison where its output will be."""
-        self.inputs[i].neg_()
-        seed, sign = self.drawn[i]
-        self.drawn[i] = seed, -sign
+        self._draw_anew(contestant, i)
         self.sums = self._sums()
         kept = contestant.outputs[i]
         if isinstance(kept, Tensor) and kept.is_floating_point() and not self._is_input(kept):
@@ -122,8 +119,7 @@ class Examiner:
         """New content at an address that the contestant knows: an output remembered by address is stale now."""
         last = len(self.inputs) - 1
         self.entered(contestant)
-        self.drawn[last] = (self.drawn[last][0] + len(self.inputs), 1)
-        x = self.inputs[last].copy_(self.content(last))
+        x = self._draw_anew(contestant, last)
         poison(x, POISONS[0])
         out = contestant.launch(x)
         self.judge(contestant.name, check(out, x, self.operands, self.case, self.rows), "after timing")
@@ -136,13 +132,17 @@ class Examiner:
 
     def show(self, name: str, i: int, output: Any, when: str) -> None:
         """Let the parent choose rows, and send these of input and output: they are judged elsewhere."""
-        seed, sign = self.drawn[i]
         told = {"case": self.case.name, "profile": name, "when": when}
-        wanted = self.parent.ask("output", **told, seed=seed, sign=sign, kind=kind_of(output))["rows"]
+        wanted = self.parent.ask("output", **told, kind=kind_of(output))["rows"]
         if not wanted:
             return  # of a kind that has no rows to send: judged by its kind
         rows = torch.tensor(wanted, device=self.device)
         self.parent.ask("rows", x=_encoded(self.inputs[i][rows]), y=_encoded(output[rows]))
+
+    def _draw_anew(self, contestant: Contestant, i: int) -> Tensor:
+        """Fill input `i` from a seed that the parent chooses now: nobody can have the right result already."""
+        self.drawn[i] = int(self.parent.ask("draw", case=self.case.name, profile=contestant.name)["seed"])
+        return self.inputs[i].copy_(self.content(i))
 
     def _clocks(self, name: str, when: str) -> None:
         replaced = tampered()

@@ -1,7 +1,8 @@
 """The process that measures a shard: reads it as a line of JSON, answers in JSON lines on stdout. The lab's main path.
 
-Events, in order: `environment` once; then for each case `progress` many times, `bracket` and `bracket-end`, `output`
-and `rows` (these four wait for an answer), `beat` while nothing else is said, and `case` with its measurements; `done`.
+Events, in order: `environment` once; then for each case `progress` many times, `draw`, `output` and `rows`, `bracket`
+and `bracket-end` (these five wait for an answer), `beat` while nothing else is said, and `case` with its measurements;
+`done`.
 `refused` alone where the shard cannot run here; `broken` where a contestant left the device unusable. What libraries
 and contestants print goes to stderr instead.
 """
