@@ -144,6 +144,8 @@ class Profile:
 
 # Where a worker leaves word of whose code runs next, for when nobody can be asked any more: a file's name, its size.
 CRUMB, CRUMB_BYTES = "NORM_FUSION_CRUMB", 512
+# A worker that is started before its turn, to import what it needs meanwhile.
+STANDBY = "--standby"
 
 BASELINE = "torch-baseline"
 # What the original experiment compared with: an alias, never timed twice.

@@ -1,6 +1,7 @@
 """The engine with workers that die, lie and hang: what is kept, who pays, how many processes there are."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -27,8 +28,8 @@ from workers import (
 )
 
 from norm_fusion import engine
-from norm_fusion.engine import host
-from norm_fusion.records import Code, Conditions, Record, Samples, Status
+from norm_fusion.engine import host, processes
+from norm_fusion.records import Code, Conditions, Environment, Record, Samples, Status
 from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import CONTROL, SpecError
 
@@ -120,7 +121,7 @@ def test_a_worker_that_dies_costs_the_contestant_it_was_on(
 
 
 def test_a_message_without_an_end_is_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "MAX_LINE", 2**20)
+    monkeypatch.setattr(processes, "MAX_LINE", 2**20)
     endless = "while True: os.write(1, b'x' * 2**16)"
     worker(monkeypatch, f"if (case, profile) == (SECOND, 'torch-native'):\n    {endless}")
     _, store = run(tmp_path, plan(*TWO))
@@ -606,10 +607,91 @@ def test_a_worker_that_cannot_start_is_one_error_and_no_run(tmp_path: Path, monk
 
 
 def test_a_refusal_leaves_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "WORKER", told_by([{"event": "refused", "message": "no GPU: use --device cpu"}]))
+    monkeypatch.setattr(processes, "WORKER", told_by([{"event": "refused", "message": "no GPU: use --device cpu"}]))
     with pytest.raises(SpecError, match="no GPU: use --device cpu"):
         run(tmp_path, plan())
     assert not list(tmp_path.iterdir())
+
+
+# --- the next process -----------------------------------------------------------------------------------------------
+
+GPU = ENVIRONMENT.model_copy(update={"device": "cuda", "device_index": 0})
+# Says when it was started and how; who waits for its turn takes a while to be ready.
+STANDING_BY = """
+def note(what):
+    with open({path!r}, "a") as file:
+        file.write(f"{{os.getpid()}} {{what}}\\n")
+
+if "--standby" in sys.argv:
+    time.sleep(0.5)
+    note("ready")
+    print(json.dumps(dict(event="ready")), flush=True)
+"""
+
+
+def stood_by(folder: Path, monkeypatch: pytest.MonkeyPatch, processes: int, cpus: int, where: Environment) -> list[str]:
+    """What happened, in order, by the number of the process."""
+    path = folder / "notes"
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
+    worker(
+        monkeypatch,
+        early=STANDING_BY.format(path=str(path)),
+        before="note('begins')",
+        told="ask('quiet')\nnote('times')",
+        environment=where,
+    )
+    outcome, _ = run(folder, plan(cases=CASES[:1], quick=False, fewest=processes, most=processes))
+    assert outcome.exit_code == 0
+    lines = [line.split() for line in path.read_text().splitlines()]
+    order = list(dict.fromkeys(pid for pid, what in lines if what == "begins"))
+    return [f"{what} {order.index(pid)}" for pid, what in lines]
+
+
+def test_the_next_process_is_ready_before_the_hosts_clocks_of_this_one_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stood_by(tmp_path, monkeypatch, 3, 4, GPU) == [
+        *("begins 0", "ready 1", "times 0"),
+        *("begins 1", "ready 2", "times 1"),
+        *("begins 2", "times 2"),
+    ]
+
+
+@pytest.mark.parametrize(("cpus", "where"), [(3, GPU), (64, ENVIRONMENT)], ids=["few-processors", "on-a-cpu"])
+def test_where_it_would_disturb_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int, where: Environment
+) -> None:
+    assert stood_by(tmp_path, monkeypatch, 2, cpus, where) == ["begins 0", "times 0", "begins 1", "times 1"]
+
+
+def test_one_that_stands_by_and_dies_is_a_worker_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(
+        monkeypatch,
+        early="if '--standby' in sys.argv: sys.exit('out of luck')",
+        told="ask('quiet')",
+        environment=GPU,
+    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    outcome, store = run(tmp_path, plan(cases=CASES[:1], quick=False, fewest=2, most=2))
+    assert outcome.exit_code == 1
+    found = rows(store)
+    assert found[FIRST, "torch-eager", 0].status is Status.OK
+    assert found[FIRST, "torch-eager", 1].status is Status.FAILED
+
+
+def test_one_that_stands_by_does_not_outlive_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pid"
+    worker(
+        monkeypatch,
+        early=f"if '--standby' in sys.argv: open({str(path)!r}, 'w').write(str(os.getpid())); time.sleep(1000)",
+        told="time.sleep(0.5)\nos.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(0.5)",
+        environment=GPU,
+    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    outcome = asked_alone(tmp_path, plan(cases=CASES[:1], quick=False, fewest=2, most=2))
+    assert outcome.exit_code == 143
+    status = Path(f"/proc/{path.read_text()}/status")
+    assert not status.exists() or "zombie" in status.read_text(), "it is still there"
 
 
 # --- signals --------------------------------------------------------------------------------------------------------
@@ -751,8 +833,8 @@ def test_a_process_that_a_worker_leaves_behind_does_not_hold_the_run_up(
 
 @pytest.mark.parametrize("dies", ["pass", "sys.stdin.readline()"], ids=["at-once", "while-it-judges"])
 def test_a_verifier_that_dies_is_an_end_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: str) -> None:
-    monkeypatch.setattr(engine, "Verifier", host.Verifier)
-    monkeypatch.setattr(host, "VERIFIER", [sys.executable, "-I", "-c", f"import sys; {dies}"])
+    monkeypatch.setattr(engine, "Verifier", processes.Verifier)
+    monkeypatch.setattr(processes, "VERIFIER", [sys.executable, "-I", "-c", f"import sys; {dies}"])
     worker(monkeypatch, before="time.sleep(0.2)")
     began = time.monotonic()
     outcome = asked_alone(tmp_path, plan(*TWO))

@@ -12,7 +12,7 @@ import pytest
 from workers import Watching, plan, run
 
 from norm_fusion import engine
-from norm_fusion.engine import host
+from norm_fusion.engine import host, processes
 from norm_fusion.records import Code, Record, Status
 from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import CONTROL, ROOF, Case, Effort
@@ -38,9 +38,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
     folder = tmp_path_factory.mktemp("real")
     (folder / "users_honest_kernels.py").write_text(USERS)
     verdicts: list[dict[str, Any]] = []
-    judge = host.Verifier.judge
+    judge = processes.Verifier.judge
 
-    def watched(self: host.Verifier, request: dict[str, Any]) -> dict[str, Any]:
+    def watched(self: processes.Verifier, request: dict[str, Any]) -> dict[str, Any]:
         verdict = judge(self, request)
         verdicts.append({k: request[k] for k in ("profile", "when", "rows")} | verdict)
         return verdict
@@ -49,7 +49,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
         patch.setenv("PYTHONPATH", str(folder))
         # Tests run on busy machines: threads that wait for each other take a hundred times as long there.
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr(host.Verifier, "judge", watched)
+        patch.setattr(processes.Verifier, "judge", watched)
         asked = plan("torch-native", HONEST, CRASHES, cases=(CASE,), timeout_s=120.0)
         asked = replace(asked, shard=replace(asked.shard, yardsticks=True, effort=EFFORT))
         listener = Watching()

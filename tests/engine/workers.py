@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from norm_fusion import engine
-from norm_fusion.engine import host
+from norm_fusion.engine import processes
 from norm_fusion.records import Environment, Manifest, Record
 from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import Case, Shard
@@ -26,6 +26,7 @@ ENVIRONMENT = Environment(
 # Names for the texts: what stands in braces is filled in by `worker`.
 WORKER = """
 import json, os, signal, sys, time
+{early}
 shard = json.loads(sys.stdin.readline())
 NUMBER, ATTEMPT, SECOND = shard["replicate"], shard["attempt"], "rmsnorm-2x8-float32"
 environment = {environment}
@@ -44,7 +45,8 @@ def at(case, profile):
 
 def kind(case, **odd):
     rows, cols = case.split("-")[1].split("x")
-    return dict(type="Tensor", shape=[int(rows), int(cols)], dtype=case.split("-")[2], device="cpu") | odd
+    made = dict(type="Tensor", shape=[int(rows), int(cols)], dtype=case.split("-")[2], device=environment["device"])
+    return made | odd
 
 def show(case, profile, **odd):
     ask("draw", case=case, profile=profile)
@@ -87,17 +89,25 @@ send("done", conditions=dict(at="later"), interrupted=False)
 
 
 def worker(
-    monkeypatch: pytest.MonkeyPatch, misdeed: str = "", before: str = "", told: str = "", last: str = ""
+    monkeypatch: pytest.MonkeyPatch,
+    misdeed: str = "",
+    before: str = "",
+    told: str = "",
+    last: str = "",
+    early: str = "",
+    environment: Environment = ENVIRONMENT,
 ) -> None:
-    """From now on workers do this: `before` their environment, for each contestant, before a case is told, at last."""
+    """From now on workers do this: `early`, when they know nothing; `before` their environment; for each contestant,
+    before a case is told, at last."""
     text = WORKER.format(
-        environment=ENVIRONMENT.model_dump(),
+        environment=environment.model_dump(),
+        early=textwrap.dedent(early),
         before=textwrap.dedent(before),
         misdeed=textwrap.indent(textwrap.dedent(misdeed), " " * 8),
         told=textwrap.indent(textwrap.dedent(told), " " * 4),
         last=textwrap.dedent(last),
     )
-    monkeypatch.setattr(host, "WORKER", [sys.executable, "-I", "-c", text])
+    monkeypatch.setattr(processes, "WORKER", [sys.executable, "-I", "-c", text])
 
 
 class Verdicts:

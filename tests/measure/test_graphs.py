@@ -1,8 +1,9 @@
 """What is read out of a trace of kernels: probes, timed replays, calls. The tracing itself needs a GPU."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import pytest
+import torch
 from torch.autograd import DeviceType
 
 from norm_fusion.measure import graphs
@@ -11,17 +12,43 @@ from norm_fusion.measure.graphs import call_intervals, first_line
 MARK = "void at::cuda::(anonymous namespace)::spin_kernel(long)"
 
 
-def kernels(*names: str) -> list[SimpleNamespace]:
+@dataclass
+class Traced:
+    """A kernel as the profiler tells it."""
+
+    called: str
+    began: int
+    took: int = 2000
+    where: DeviceType = DeviceType.CUDA
+    annotated: bool = False
+
+    def name(self) -> str:
+        return self.called
+
+    def start_ns(self) -> int:
+        return self.began
+
+    def duration_ns(self) -> int:
+        return self.took
+
+    def device_type(self) -> DeviceType:
+        return self.where
+
+    def is_user_annotation(self) -> bool:
+        return self.annotated
+
+
+def kernels(*names: str) -> list[Traced]:
     """A trace: one kernel after another, 2 us each, 1 us between."""
-    return [
-        SimpleNamespace(
-            name=name,
-            device_type=DeviceType.CUDA,
-            is_user_annotation=False,
-            time_range=SimpleNamespace(start=3.0 * i, end=3.0 * i + 2),
-        )
-        for i, name in enumerate(names)
-    ]
+    return [Traced(name, 3000 * i) for i, name in enumerate(names)]
+
+
+def test_it_is_what_the_profiler_has() -> None:
+    event = torch._C._autograd._KinetoEvent
+    assert {"name", "start_ns", "duration_ns", "device_type", "is_user_annotation"} <= set(dir(event))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        torch.ones(3)
+    assert graphs._replays(profile.profiler.kineto_results.events()) == ([], [])  # type: ignore[union-attr]
 
 
 def test_what_scrubs_the_cache_and_the_untimed_replay_are_not_taken_for_calls() -> None:
@@ -34,8 +61,8 @@ def test_what_scrubs_the_cache_and_the_untimed_replay_are_not_taken_for_calls() 
 
 def test_a_probe_is_the_first_mark_of_its_turn() -> None:
     trace = kernels(MARK, "norm", MARK, "norm", MARK, "norm", MARK, "norm")
-    trace[0].time_range.end = 2.5
-    trace[2].time_range.end = 6.5  # the second mark of the first turn: of one cycle, and of no interest
+    trace[0].took = 2500
+    trace[2].took = 500  # the second mark of the first turn: of one cycle, and of no interest
     probes, replays = graphs._replays(trace)
     assert probes == pytest.approx([0.0025, 0.002])
     assert len(replays) == 2
@@ -43,7 +70,7 @@ def test_a_probe_is_the_first_mark_of_its_turn() -> None:
 
 def test_what_ran_on_the_host_or_was_annotated_is_no_kernel() -> None:
     trace = kernels(MARK, MARK, "norm", "cudaGraphLaunch", "my range", "norm")
-    trace[3].device_type, trace[4].is_user_annotation = DeviceType.CPU, True
+    trace[3].where, trace[4].annotated = DeviceType.CPU, True
     _, (replay,) = graphs._replays(trace)
     assert [name for name, _, _ in replay] == ["norm", "norm"]
 

@@ -5,8 +5,9 @@ measure the whole shard, each fresh and in an order of its own; more are added u
 and what was noisy is run again. One that dies or hangs costs the contestant that it was on, or the case where that is
 not known.
 
-host.py     one worker: its conversation, its clock seen from outside, its end
-monitor.py  clocks, heat, power and company beside the samples
+processes.py  the processes themselves: one measures, one judges rows
+host.py       a worker's conversation, its clock seen from outside, its end
+monitor.py    clocks, heat, power and company beside the samples
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from norm_fusion import backends
-from norm_fusion.engine.host import Fate, Host, Verifier
+from norm_fusion.engine.host import Fate, Host
 from norm_fusion.engine.monitor import Monitor, events
+from norm_fusion.engine.processes import Verifier, Worker
 from norm_fusion.evidence import verdicts
 from norm_fusion.evidence.pool import pool
 from norm_fusion.records import Code, Conclusions, Conditions, Environment, Manifest, Measurement, Record, Status
 from norm_fusion.runs.derive import records_of
 from norm_fusion.runs.store import RunStore, now
 from norm_fusion.spec import CONTROL, FEWEST, MOST, PRECISION, RERUNS, Case, Shard, SpecError
+
+# One that waits for its turn imports PyTorch beside the one that measures: where there are processors to spare.
+STANDBY_CPUS = 4
 
 
 class Listener(Protocol):
@@ -96,6 +101,7 @@ class _Session:
         self.store: RunStore | None = None
         self.outcome = Outcome()
         self.host: Host | None = None
+        self.standby: Worker | None = None  # the next one
         self.verifier = Verifier()
         self.monitor: Monitor | None = None
         self.held = ExitStack()  # what must not outlive the run
@@ -132,6 +138,10 @@ class _Session:
 
     def close(self) -> None:
         """Leave no process behind."""
+        if self.standby is not None:
+            self.standby.kill()
+            self.standby.end()
+            self.standby = None
         self.held.close()
 
     def _attempt(self, attempt: int, cases: tuple[Case, ...]) -> None:
@@ -200,7 +210,8 @@ class _Session:
         def take(event: dict[str, Any]) -> None:
             self._take(event, shard)
 
-        self.host = Host(shard, self.verifier, take, self.plan.timeout_s)
+        self.host = Host(shard, self.verifier, take, self.plan.timeout_s, self._quiet, self.standby)
+        self.standby = None
         if self.outcome.interrupted is not None:
             self.host.stop(at_once=False)  # asked for meanwhile
         fate = self.host.run()
@@ -214,6 +225,7 @@ class _Session:
             case "environment":
                 self._begin(Environment.model_validate(event["environment"]), event, shard)
             case "progress":
+                self._have_one_ready(shard)
                 self.listener.step(event["case"], event["what"])
             case "case":
                 after = Environment.model_validate(event["environment"]).fingerprint
@@ -223,6 +235,17 @@ class _Session:
                     self._keep(event["case"], event["measurements"], shard, fingerprint)
             case "done":
                 self._update(after=Conditions.model_validate(event["conditions"]))
+
+    def _have_one_ready(self, shard: Shard) -> None:
+        """Start the next worker while this one prepares: importing what compiles takes up to ten seconds."""
+        wanted = self.device != "cpu" and shard.replicate + 1 < self.plan.fewest and self.outcome.interrupted is None
+        if wanted and self.standby is None and len(os.sched_getaffinity(0)) >= STANDBY_CPUS:
+            self.standby = Worker(standby=True)
+
+    def _quiet(self) -> None:
+        """The clocks of the host run next: who waits for its turn shall be waiting."""
+        if self.standby is not None:
+            self.standby.ready()
 
     def _tampered(self, case: Case, measurements: list[Measurement]) -> bool:
         """Does our clock contradict the worker's beside a user's contestant? Then all are measured again without it.

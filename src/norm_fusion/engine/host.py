@@ -1,4 +1,4 @@
-"""Hosts a worker: starts it, answers it, times it from outside, has its outputs judged elsewhere, and outlives it.
+"""Hosts a worker: answers it, times it from outside, has its outputs judged elsewhere, and outlives it.
 
 The worker runs contestants' code, which may crash, hang, or lie. What it says is amended here by what the parent's own
 clock and the verifier found, before anything is kept.
@@ -7,37 +7,23 @@ clock and the verifier found, before anything is kept.
 from __future__ import annotations
 
 import json
-import os
 import queue
 import random
 import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from norm_fusion import backends
+from norm_fusion.engine.processes import START_S, Fault, Verifier, Worker
 from norm_fusion.metrics import percentile
 from norm_fusion.records import Code, Event, Measurement, Series, Status
 from norm_fusion.runs.store import StoreError
-from norm_fusion.spec import CRUMB, CRUMB_BYTES, ROOF, Case, Shard
+from norm_fusion.spec import ROOF, Case, Shard
 
-WORKER = [sys.executable, "-m", "norm_fusion.measure.worker"]
-VERIFIER = [sys.executable, "-m", "norm_fusion.measure.verifier"]
 # After a request to stop, a worker may still be inside a compiler: it gets this long before it is killed.
 GRACE_S = 30
-# Before its first case it imports PyTorch, which on a slow disk takes longer than any contestant should.
-START_S = 120
-# The verifier judges a few rows: longer than this and it hangs.
-VERIFIER_S = 120
-# A message is at most a few rows in base64, or the samples of a case: longer is rubbish.
-MAX_LINE = 2**30
 # Rows shown of one output, and bytes of them: enough that a contestant which skips rows is found, few enough to send.
 SHOWN_ROWS, SHOWN_BYTES = 16, 2**21
 # The parent's clock around calls back to back may show so much more than the median that the worker tells: on an H200
@@ -49,14 +35,6 @@ CLOCKS_UP_TO = 1.1
 BRACKETS = 8
 
 Take = Callable[[dict[str, Any]], None]
-
-
-class Fault(Exception):
-    """What a worker said or did that ends it."""
-
-    def __init__(self, reason: str, code: Code = Code.CRASHED) -> None:
-        super().__init__(reason)
-        self.code = code
 
 
 @dataclass
@@ -83,13 +61,17 @@ class _Bracket:
 
 @dataclass
 class Host:
-    """Runs one shard in one worker. `verifier` judges; `take` is told of environment, progress, cases and the end."""
+    """Runs one shard in one worker. `verifier` judges; `take` is told of environment, progress, cases and the end.
+
+    `quiet` returns once nothing of ours runs beside the worker any more; `worker`: one that is there already.
+    """
 
     shard: Shard
     verifier: Verifier
     take: Take
     timeout_s: float
-    worker: subprocess.Popen[bytes] | None = None
+    quiet: Callable[[], None] = lambda: None
+    worker: Worker | None = None
     stopped: bool = False
     case: str | None = None
     device: str = "cuda"
@@ -106,66 +88,43 @@ class Host:
 
     def run(self) -> Fate:
         """Run the worker to its end."""
-        printed = _Tail()
-        with tempfile.TemporaryDirectory() as folder:
-            crumb = Path(folder) / "crumb"
-            crumb.write_bytes(bytes(CRUMB_BYTES))
-            # A session of its own: the terminal's Ctrl-C reaches us alone, and we decide.
-            self.worker = worker = subprocess.Popen(
-                WORKER,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-                env=os.environ | {CRUMB: str(crumb)},
-            )
-            if self.stopped:
-                self.stop(at_once=False)  # asked for while it was being started
-            reader = threading.Thread(target=printed.read, args=(worker.stderr,), daemon=True)
-            reader.start()
-            fault: Fault | None = Fault("was given up")
-            try:
-                fault = self._converse(worker)
-            finally:
-                if fault is not None:
-                    _kill(worker)
-            code = worker.wait()
-            _kill(worker)  # what it started and left behind would hold our end of its stderr open
-            reader.join(timeout=5)
-            _close(worker)
-            left = crumb.read_bytes().rstrip(b"\0").decode(errors="replace").split("\n")
-        if fault is None and code == 0:
-            return Fate(well=True, log=printed.text)
-        culprit = self.blamed or ((left[0], left[1]) if len(left) == 2 else None)
+        self.worker = worker = self.worker or Worker()
+        if self.stopped:
+            self.stop(at_once=False)  # asked for while it was being started
+        fault: Fault | None = Fault("was given up")
+        try:
+            fault = self._converse(worker)
+        finally:
+            if fault is not None:
+                worker.kill()
+            left = worker.end()
+        if fault is None and left.code == 0:
+            return Fate(well=True, log=left.log)
+        culprit = self.blamed or left.last
         known = culprit is not None and culprit[0] == self.case
         return Fate(
             well=False,
             code=fault.code if fault is not None else Code.CRASHED,
-            reason=str(fault) if fault is not None else _fate(code),
+            reason=str(fault) if fault is not None else _fate(left.code),
             case=self.case,
             profile=culprit[1] if known and culprit is not None else None,
             refusal=self.refusal,
-            log=printed.text,
+            log=left.log,
         )
 
     def stop(self, at_once: bool) -> None:
         """Ask the worker to end after the current round, or end it."""
         self.stopped = True
         if self.worker is not None:
-            self.worker.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
-            timer = threading.Timer(GRACE_S, self.worker.kill)
-            timer.daemon = True
-            timer.start()
+            self.worker.stop(at_once, GRACE_S)
 
-    def _converse(self, worker: subprocess.Popen[bytes]) -> Fault | None:
+    def _converse(self, worker: Worker) -> Fault | None:
         """Hand the shard over and follow what the worker says to its last word; what it did wrong, if anything."""
-        lines: queue.Queue[tuple[float, bytes]] = queue.Queue()
-        threading.Thread(target=_read, args=(worker.stdout, lines), daemon=True).start()
-        self._answer(self.shard.to_dict())
+        worker.tell(self.shard.to_dict())
         while True:
             patience = self.timeout_s if self.case is not None else max(self.timeout_s, START_S)
             try:
-                at, line = lines.get(timeout=patience)
+                at, line = worker.lines.get(timeout=patience)
             except queue.Empty:
                 return Fault(f"gave no sign of life for {patience:.0f} s", Code.HUNG)
             if not line:
@@ -181,17 +140,15 @@ class Host:
 
     def _answer(self, message: dict[str, Any]) -> None:
         assert self.worker is not None
-        assert self.worker.stdin is not None
-        try:
-            self.worker.stdin.write(json.dumps(message).encode() + b"\n")
-            self.worker.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died meanwhile: its exit code says so
+        self.worker.tell(message)
 
     def _follow(self, event: dict[str, Any], at: float) -> None:
         match event["event"]:
-            case "beat":
+            case "beat" | "ready":
                 pass
+            case "quiet":
+                self.quiet()
+                self._answer({})
             case "bracket":
                 named, profile, timer = (str(event[name]) for name in ("case", "profile", "timer"))
                 self.bracket = _Bracket(named, profile, timer, float(event["p50_ms"]), time.monotonic())
@@ -323,83 +280,6 @@ class Host:
         if sampled and judged and (told.case, told.profile) not in self.shown:
             return "no output of it was shown to the verifier", Code.WRONG_OUTPUT
         return None
-
-
-class Verifier:
-    """The process that judges rows of outputs: started once, asked many times."""
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Begin, so that it is ready when it is needed: it imports torch."""
-        if self.process is None:
-            self.process = subprocess.Popen(
-                VERIFIER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-            )
-
-    def judge(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What is wrong with some rows: `wrong` and `code`. One that died is started again, once."""
-        for _ in range(2):
-            self.start()
-            assert self.process is not None
-            assert self.process.stdin is not None
-            assert self.process.stdout is not None
-            patience = threading.Timer(VERIFIER_S, self.process.kill)
-            patience.start()
-            try:
-                self.process.stdin.write(json.dumps(request).encode() + b"\n")
-                self.process.stdin.flush()
-                line = self.process.stdout.readline()
-            except BrokenPipeError:
-                line = b""
-            finally:
-                patience.cancel()
-            if line:
-                verdict: dict[str, Any] = json.loads(line)
-                return verdict
-            self.close()
-        raise Fault("could not be judged: the verifier died twice; its last words are above")
-
-    def close(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            _close(self.process)
-            self.process = None
-
-
-class _Tail:
-    """What a worker printed, the last megabyte of it."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def read(self, stream: Any) -> None:
-        while data := stream.read1(2**16):
-            self.text = (self.text + data.decode(errors="replace"))[-(2**20) :]
-
-
-def _read(stream: Any, lines: queue.Queue[tuple[float, bytes]]) -> None:
-    """Lines with the moment of their arrival; an empty one at the end."""
-    while line := stream.readline(MAX_LINE):
-        lines.put((time.monotonic(), line))
-    lines.put((time.monotonic(), b""))
-
-
-def _kill(worker: subprocess.Popen[bytes]) -> None:
-    """The worker and whatever it started."""
-    try:
-        os.killpg(worker.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        worker.kill()
-
-
-def _close(process: subprocess.Popen[bytes]) -> None:
-    for stream in (process.stdin, process.stdout, process.stderr):
-        if stream is not None:
-            with suppress(BrokenPipeError):
-                stream.close()
 
 
 def _fate(code: int) -> str:

@@ -221,6 +221,8 @@ class CaseRun:
         """Every series; a contestant that raises leaves the ring, and the series begins again without it."""
         for timer, cache in series_of(self.shard, self.device.type):
             self.progress(f"time {timer}" + (", hot" if cache == "hot" else ""))
+            if timer in ("host", "wall"):
+                self.parent.ask("quiet")
             while contestants := self._contestants():
                 try:
                     self._sample_one(self._continued(contestants), timer, cache)

@@ -1,8 +1,8 @@
 """The process that measures a shard: reads it as a line of JSON, answers in JSON lines on stdout. The lab's main path.
 
 Events, in order: `environment` once; then for each case `progress` many times, `draw`, `output` and `rows`, `bracket`
-and `bracket-end` (these five wait for an answer), `beat` while nothing else is said, and `case` with its measurements;
-`done`.
+and `bracket-end`, `quiet` (these six wait for an answer), `beat` while nothing else is said, and `case` with its
+measurements; `done`. Before all of them `ready`, from one that was started to stand by.
 `refused` alone where the shard cannot run here; `broken` where a contestant left the device unusable. What libraries
 and contestants print goes to stderr instead.
 """
@@ -18,7 +18,7 @@ import sys
 from typing import TextIO
 
 from norm_fusion import backends
-from norm_fusion.spec import CONTROL, EFFORTS, Shard
+from norm_fusion.spec import CONTROL, EFFORTS, STANDBY, Shard
 
 PR_SET_PDEATHSIG = 1
 BROKEN = 70  # exit code: the device does not work any more in this process
@@ -30,6 +30,8 @@ def main() -> int:
     _die_with_parent()
     stopping = _stop_on_signal()
     answers = sys.stdin.buffer
+    if STANDBY in sys.argv[1:]:
+        _get_ready(out)
     shard = Shard.from_dict(json.loads(answers.readline()))
 
     # torch takes seconds to import: after the channel, so that the parent's signals find their handler. The clocks
@@ -94,6 +96,16 @@ def main() -> int:
         held.release()
     out.flush()
     os._exit(0)  # nothing is left to do, and taking PyTorch down in order takes one to two seconds
+
+
+def _get_ready(out: TextIO) -> None:
+    """Import what measuring on a GPU needs, and say so; nothing is begun on the device."""
+
+    import norm_fusion.measure.case
+    import norm_fusion.measure.ceiling  # noqa: F401
+
+    out.write(json.dumps({"event": "ready"}) + "\n")
+    out.flush()
 
 
 def _steps(shard: Shard, device: str) -> int:

@@ -1,0 +1,177 @@
+"""The processes of a run: one that measures, and one that judges rows out of its reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from norm_fusion.records import Code
+from norm_fusion.spec import CRUMB, CRUMB_BYTES, STANDBY
+
+WORKER = [sys.executable, "-m", "norm_fusion.measure.worker"]
+VERIFIER = [sys.executable, "-m", "norm_fusion.measure.verifier"]
+# Before its first case a worker imports PyTorch, which on a slow disk takes longer than any contestant should.
+START_S = 120
+# The verifier judges a few rows: longer than this and it hangs.
+VERIFIER_S = 120
+# A message is at most a few rows in base64, or the samples of a case: longer is rubbish.
+MAX_LINE = 2**30
+# What is kept of all that a worker prints: the end.
+LOG_CHARACTERS = 2**20
+
+
+class Fault(Exception):
+    """What a worker said or did that ends it."""
+
+    def __init__(self, reason: str, code: Code = Code.CRASHED) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What a worker leaves: its exit code, what it printed, and case and profile whose code ran last."""
+
+    code: int
+    log: str
+    last: tuple[str, str] | None
+
+
+class Worker:
+    """A measuring process. `lines` are its messages with the moment of their arrival, an empty one at the end.
+
+    `standby`: it imports PyTorch and waits, so that a run of several has not to wait for that each time.
+    """
+
+    def __init__(self, standby: bool = False) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.crumb = Path(self.folder.name) / "crumb"
+        self.crumb.write_bytes(bytes(CRUMB_BYTES))
+        # A session of its own: the terminal's Ctrl-C reaches us alone, and we decide.
+        self.process = subprocess.Popen(
+            WORKER + [STANDBY] * standby,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            env=os.environ | {CRUMB: str(self.crumb)},
+        )
+        self.lines: queue.Queue[tuple[float, bytes]] = queue.Queue()
+        self.spoke = threading.Event()
+        self.log = ""
+        self.printing = threading.Thread(target=self._print, daemon=True)
+        self.printing.start()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def ready(self) -> None:
+        """Wait until one on standby has nothing left to import, or is gone."""
+        self.spoke.wait(START_S)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it died meanwhile: its exit code says so
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def stop(self, at_once: bool, grace_s: float) -> None:
+        """Ask it to end after the current round, or end it."""
+        self.process.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
+        timer = threading.Timer(grace_s, self.process.kill)
+        timer.daemon = True
+        timer.start()
+
+    def kill(self) -> None:
+        """It, and whatever it started."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            self.process.kill()
+
+    def end(self) -> Remains:
+        """Wait for its end, and clean up behind it."""
+        code = self.process.wait()
+        self.kill()  # what it started and left behind would hold our end of its stderr open
+        self.printing.join(timeout=5)
+        _close(self.process)
+        left = self.crumb.read_bytes().rstrip(b"\0").decode(errors="replace").split("\n")
+        self.folder.cleanup()
+        return Remains(code, self.log, (left[0], left[1]) if len(left) == 2 else None)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        line = b"first"
+        while line:
+            line = self.process.stdout.readline(MAX_LINE)
+            self.lines.put((time.monotonic(), line))
+            self.spoke.set()
+
+    def _print(self) -> None:
+        stream: Any = self.process.stderr
+        while data := stream.read1(2**16):
+            self.log = (self.log + data.decode(errors="replace"))[-LOG_CHARACTERS:]
+
+
+class Verifier:
+    """The process that judges rows of outputs: started once, asked many times."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Begin, so that it is ready when it is needed: it imports torch."""
+        if self.process is None:
+            self.process = subprocess.Popen(
+                VERIFIER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            )
+
+    def judge(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What is wrong with some rows: `wrong` and `code`. One that died is started again, once."""
+        for _ in range(2):
+            self.start()
+            assert self.process is not None
+            assert self.process.stdin is not None
+            assert self.process.stdout is not None
+            patience = threading.Timer(VERIFIER_S, self.process.kill)
+            patience.start()
+            try:
+                self.process.stdin.write(json.dumps(request).encode() + b"\n")
+                self.process.stdin.flush()
+                line = self.process.stdout.readline()
+            except BrokenPipeError:
+                line = b""
+            finally:
+                patience.cancel()
+            if line:
+                verdict: dict[str, Any] = json.loads(line)
+                return verdict
+            self.close()
+        raise Fault("could not be judged: the verifier died twice; its last words are above")
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            _close(self.process)
+            self.process = None
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with suppress(BrokenPipeError):
+                stream.close()
