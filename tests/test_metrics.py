@@ -45,8 +45,16 @@ def test_noise_labels(p50: float, p95: float, label: Noise) -> None:
     assert metrics.noise_gate(p50, p95) is label
 
 
-def test_speedup_is_the_mean_log_ratio_of_paired_block_medians() -> None:
+def test_speedup_is_the_middle_log_ratio_of_paired_block_medians() -> None:
     assert metrics.speedup([[2.0, 2.0, 90.0], [8.0]], [[1.0], [2.0]]) == pytest.approx((2.0 * 4.0) ** 0.5)
+
+
+def test_a_round_in_five_that_was_disturbed_hardly_moves_a_speedup() -> None:
+    quiet = [[1.0], [1.02], [0.98], [1.01], [0.99]] * 4
+    disturbed = [[3.0 * block[0]] if i % 5 == 2 else block for i, block in enumerate(quiet)]
+    assert metrics.speedup(quiet, [[1.0]] * 20) == pytest.approx(1.0, abs=0.001)
+    assert metrics.speedup(disturbed, [[1.0]] * 20) == pytest.approx(1.0, abs=0.015)
+    assert metrics.speedup([[1.0]] * 20, disturbed) == pytest.approx(1.0, abs=0.015)
 
 
 def test_speedup_is_blind_to_a_drift_that_both_sides_share() -> None:
