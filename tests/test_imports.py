@@ -10,14 +10,15 @@ import pytest
 import norm_fusion
 
 SOURCE = Path(norm_fusion.__file__).parent
-GROUND = {"spec", "records", "metrics", "machine"}
+GROUND = {"spec", "records", "metrics", "machine", "nvml"}
 # The table of the design: a module or folder, and what of ours it may import.
 MAY_IMPORT = {
     "spec": set(),
     "records": {"spec"},
-    "machine": {"records"},
-    "doctor": {"spec", "records", "metrics", "machine", "backends"},
-    "harness": {"spec", "records", "metrics", "machine", "backends", "measure", "runs", "evidence", "engine"},
+    "nvml": set(),
+    "machine": {"records", "nvml"},
+    "doctor": {*GROUND, "backends"},
+    "harness": {*GROUND, "backends", "measure", "runs", "evidence", "engine"},
     "metrics": {"spec", "records"},
     "reference": {"spec"},
     "kernels": {"spec"},

@@ -1,8 +1,10 @@
 """What the driver and the kernel say: of a card made up, of one that answers nothing, of none; of the processors."""
 
 import builtins
+import platform
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -22,7 +24,7 @@ class FakeNvml(ModuleType):
     """One card. `silent`: the calls that it does not support."""
 
     NVMLError = NVMLError
-    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU, NVML_TEMPERATURE_THRESHOLD_SLOWDOWN = 1, 2, 0, 1
 
     def __init__(self, silent: Sequence[str] = (), pids: Sequence[int] = ()) -> None:
         super().__init__("pynvml")
@@ -162,7 +164,7 @@ def test_what_a_card_does_not_say_is_missing_and_nothing_else(
 def test_a_driver_that_cannot_be_reached_says_nothing(nvml: FakeNvml, silent: str) -> None:
     nvml.silent = {silent}
     card = Card(UUID)
-    assert card.nvml is None and card.facts() == {} and read(card) == {}
+    assert card.ask is None and card.facts() == {} and read(card) == {}
 
 
 def test_a_card_that_is_not_there_says_nothing(nvml: FakeNvml) -> None:
@@ -193,11 +195,11 @@ def test_nothing_of_a_card_is_ever_changed(nvml: FakeNvml) -> None:
 
 def ticks(monkeypatch: pytest.MonkeyPatch, *readings: tuple[int, int] | None) -> None:
     left = iter(readings)
-    monkeypatch.setattr(machine, "_cpu_ticks", lambda: next(left))
+    monkeypatch.setattr(machine, "cpu_ticks", lambda: next(left))
 
 
 def test_steal_is_its_share_since_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks(monkeypatch, (100, 1000), (130, 1100), (130, 1200), (130, 1200))
+    ticks(monkeypatch, (1000, 100), (1100, 130), (1200, 130), (1200, 130))
     host = Host()
     assert host.conditions().steal == pytest.approx(0.3)
     assert host.conditions().steal == 0.0
@@ -205,7 +207,7 @@ def test_steal_is_its_share_since_the_last_reading(monkeypatch: pytest.MonkeyPat
 
 
 def test_steal_is_unknown_where_the_kernel_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks(monkeypatch, None, (100, 1000), None, (100, 1000), (200, 2000))
+    ticks(monkeypatch, None, (1000, 100), None, (1000, 100), (2000, 200))
     host = Host()
     assert [host.conditions().steal for _ in range(4)] == [None, None, None, pytest.approx(0.1)]
 
@@ -213,24 +215,42 @@ def test_steal_is_unknown_where_the_kernel_does_not_say(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("cpu  10 20 30 40 50 60 70 80 90 95\ncpu0 1\n", (80, 360)),  # guests' time is in the users' already
+        ("cpu  10 20 30 40 50 60 70 80 90 95\ncpu0 1\n", (360, 80)),  # guests' time is in the users' already
         ("cpu  10 20 30\n", None),
         ("cpu  a b c d e f g h\n", None),
         ("", None),
     ],
 )
-def test_ticks_are_read_from_the_kernels_first_line(
-    text: str, found: tuple[int, int] | None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "stat").write_text(text)
-    real = builtins.open
-    monkeypatch.setattr(builtins, "open", lambda *_, **__: real(tmp_path / "stat"))
-    assert machine._cpu_ticks() == found
+def test_ticks_are_read_from_the_kernels_first_line(text: str, found: tuple[int, int] | None, tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/stat").write_text(text)
+    assert machine.cpu_ticks(tmp_path) == found
 
 
-def test_a_machine_without_that_file_has_no_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object) -> None:
-        raise FileNotFoundError("/proc/stat")
+def test_a_machine_without_those_files_has_no_ticks_and_a_processor_of_a_kind(tmp_path: Path) -> None:
+    assert machine.cpu_ticks(tmp_path) is None
+    assert machine.cpu_name(tmp_path) in (platform.processor(), platform.machine())
 
-    monkeypatch.setattr(builtins, "open", missing)
-    assert machine._cpu_ticks() is None
+
+def test_an_instance_of_a_card_is_read_as_its_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sliced(FakeNvml):
+        def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+            if uuid != "MIG-3333":
+                raise NVMLError("Not Found")
+            return "instance"
+
+        def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: str) -> str:  # noqa: N802
+            return {"instance": "handle"}[handle]
+
+    monkeypatch.setitem(sys.modules, "pynvml", Sliced())
+    assert read(Card("3333")) == READ
+
+
+def test_reasons_are_asked_by_their_old_name_where_the_new_one_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old(FakeNvml):
+        def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:  # noqa: N802
+            return 0x8
+
+    monkeypatch.setitem(sys.modules, "pynvml", Old(silent=["nvmlDeviceGetCurrentClocksEventReasons"]))
+    found = Card(UUID).conditions({1})
+    assert (found.throttle_reasons, found.throttle_bits) == ("0x8", 8)

@@ -4,7 +4,8 @@
 
 The house, two towers on one ground floor; only records pass between them:
 
-    spec, records, metrics, machine ground floor: what is asked, what is stored, the arithmetic, the driver. No torch.
+    spec, records, metrics          ground floor: what is asked, what is stored, the arithmetic. No torch.
+    nvml, machine                   ground floor too: what the driver and the kernel say of this machine
     kernels, ops, functional        the kernels and the way to them
     backends, measure, doctor       the contestants, the process that measures them, what a machine can measure
     runs, evidence, report          paper tower: runs on disk, what follows from them, tables and pages. No torch.

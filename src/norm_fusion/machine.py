@@ -3,94 +3,92 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import time
 from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from norm_fusion import nvml
 from norm_fusion.records import Conditions
+
+ROOT = Path("/")  # a test's machine has another
 
 
 class Card:
-    """A GPU as NVML sees it, by its UUID; `nvml` is None where the driver's library cannot be reached."""
+    """A GPU as NVML sees it, by its UUID; it tells nothing where the driver's library cannot be reached."""
 
     def __init__(self, uuid: str) -> None:
-        self.nvml: Any = None
-        try:
-            import pynvml
-        except ModuleNotFoundError:
-            return
-        with suppress(pynvml.NVMLError):
-            pynvml.nvmlInit()
-            self.handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
-            self.nvml = pynvml
+        self.ask: nvml.Asker | None = None
+        with suppress(nvml.Unreachable):
+            self.ask = nvml.Asker()
+            self.handle = self.ask.by_uuid(uuid)
+            if self.handle is None:
+                self.ask = None
 
     def facts(self) -> dict[str, Any]:
         """What does not change: driver, power limit, largest clocks, ECC, MIG. Fields of `Environment`."""
-        nvml = self.nvml
-        if nvml is None:
+        if self.ask is None:
             return {}
-        found: dict[str, Any] = {"driver": nvml.nvmlSystemGetDriverVersion()}
-        with suppress(nvml.NVMLError):
-            found["power_limit_w"] = nvml.nvmlDeviceGetEnforcedPowerLimit(self.handle) / 1e3
-        with suppress(nvml.NVMLError):
-            found["sm_clock_max_mhz"] = nvml.nvmlDeviceGetMaxClockInfo(self.handle, nvml.NVML_CLOCK_SM)
-            found["memory_clock_max_mhz"] = nvml.nvmlDeviceGetMaxClockInfo(self.handle, nvml.NVML_CLOCK_MEM)
-        with suppress(nvml.NVMLError):
-            found["ecc"] = bool(nvml.nvmlDeviceGetEccMode(self.handle)[0])
-        with suppress(nvml.NVMLError):
-            found["mig"] = bool(nvml.nvmlDeviceGetMigMode(self.handle)[0])
-        return found
+        card = nvml.snapshot(self.ask, self.handle, 0)
+        told = {
+            "driver": self.ask.driver,
+            "power_limit_w": card.power_limit,
+            "sm_clock_max_mhz": card.sm_clock_max,
+            "memory_clock_max_mhz": card.memory_clock_max,
+            "ecc": card.ecc,
+            "mig": card.mig,
+        }
+        return {name: value for name, value in told.items() if value is not None}
 
     def conditions(self, ours: Collection[int]) -> Conditions:
         """Clocks, temperature, power and company now. `ours`: the processes that are not company."""
-        read: dict[str, Any] = {}
-        nvml = self.nvml
-        if nvml is None:
+        ask = self.ask
+        if ask is None:
             return Conditions(**_moment())
-        with suppress(nvml.NVMLError):
-            read["sm_clock_mhz"] = nvml.nvmlDeviceGetClockInfo(self.handle, nvml.NVML_CLOCK_SM)
-            read["memory_clock_mhz"] = nvml.nvmlDeviceGetClockInfo(self.handle, nvml.NVML_CLOCK_MEM)
-        with suppress(nvml.NVMLError):
-            read["temperature_c"] = nvml.nvmlDeviceGetTemperature(self.handle, nvml.NVML_TEMPERATURE_GPU)
-        with suppress(nvml.NVMLError):
-            read["power_w"] = nvml.nvmlDeviceGetPowerUsage(self.handle) / 1e3
-        with suppress(nvml.NVMLError):
-            read["throttle_reasons"] = f"{nvml.nvmlDeviceGetCurrentClocksEventReasons(self.handle):#x}"
-        with suppress(nvml.NVMLError):
-            pids = [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(self.handle)]
-            others = [pid for pid in pids if pid not in ours]
-            # In a container NVML names processes by the host's numbers: where it knows none of ours, one of them is.
-            read["other_processes"] = max(0, len(others) - (bool(ours) and len(others) == len(pids)))
-        return Conditions(**_moment(), **read)
+        power, bits = ask("nvmlDeviceGetPowerUsage", self.handle), ask.reasons(self.handle)
+        there = ask("nvmlDeviceGetComputeRunningProcesses", self.handle)
+        return Conditions(
+            **_moment(),
+            sm_clock_mhz=ask("nvmlDeviceGetClockInfo", self.handle, ask.nvml.NVML_CLOCK_SM),
+            memory_clock_mhz=ask("nvmlDeviceGetClockInfo", self.handle, ask.nvml.NVML_CLOCK_MEM),
+            temperature_c=ask("nvmlDeviceGetTemperature", self.handle, ask.nvml.NVML_TEMPERATURE_GPU),
+            power_w=None if power is None else power / 1e3,
+            throttle_reasons=None if bits is None else f"{bits:#x}",
+            other_processes=None if there is None else _company([process.pid for process in there], ours),
+        )
 
 
 def gpus() -> int:
     """How many GPUs NVML knows of: none where the driver's library cannot be reached."""
     try:
-        import pynvml
-    except ModuleNotFoundError:
+        return nvml.Asker().cards
+    except nvml.Unreachable:
         return 0
-    try:
-        pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetCount())
-    except pynvml.NVMLError:
-        return 0
+
+
+def _company(pids: Collection[int], ours: Collection[int]) -> int:
+    """How many of them are not ours."""
+    others = [pid for pid in pids if pid not in ours]
+    # In a container NVML names processes by the host's numbers: where it knows none of ours, one of them is.
+    return max(0, len(others) - (bool(ours) and len(others) == len(pids)))
 
 
 class Host:
     """The machine's own processors."""
 
     def __init__(self) -> None:
-        self.before = _cpu_ticks()
+        self.before = cpu_ticks()
 
     def conditions(self) -> Conditions:
         """Load, and the share of time that the hypervisor gave to others since the last reading."""
-        now, before = _cpu_ticks(), self.before
+        now, before = cpu_ticks(), self.before
         steal = None
-        if now is not None and before is not None and now[1] > before[1]:
-            steal = (now[0] - before[0]) / (now[1] - before[1])
+        if now is not None and before is not None and now[0] > before[0]:
+            steal = (now[1] - before[1]) / (now[0] - before[0])
         self.before = now
         return Conditions(**_moment(), load_1m=os.getloadavg()[0], steal=steal)
 
@@ -99,11 +97,23 @@ def _moment() -> dict[str, Any]:
     return {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "monotonic_s": time.monotonic()}
 
 
-def _cpu_ticks() -> tuple[int, int] | None:
-    """Stolen and all ticks of all processors since boot; None where the kernel does not say."""
+def cpu_ticks(root: Path = ROOT) -> tuple[int, int] | None:
+    """All CPUs' ticks since boot, and the part of them that the hypervisor gave to others; None where nobody says."""
+    words = (_text(root / "proc/stat") or "").partition("\n")[0].split()
+    if len(words) < 9 or words[0] != "cpu" or not all(word.isdecimal() for word in words[1:9]):
+        return None
+    ticks = [int(word) for word in words[1:9]]  # user nice system idle iowait irq softirq steal; guests are in user
+    return sum(ticks), ticks[7]
+
+
+def cpu_name(root: Path = ROOT) -> str | None:
+    """The processor's model, where the kernel names it, else its kind."""
+    found = re.search(r"^model name\s*:\s*(.+)$", _text(root / "proc/cpuinfo") or "", re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine() or None
+
+
+def _text(path: Path) -> str | None:
     try:
-        with open("/proc/stat") as file:
-            ticks = [int(word) for word in file.readline().split()[1:9]]
+        return path.read_text(errors="replace").strip()
     except (OSError, ValueError):
         return None
-    return (ticks[7], sum(ticks)) if len(ticks) == 8 else None

@@ -83,6 +83,14 @@ class Conditions(_Stored):
     load_1m: FiniteFloat | None = None  # CPU: load average of the last minute
     steal: FiniteFloat | None = None  # CPU: share of time that the hypervisor gave to others since the last reading
 
+    @property
+    def throttle_bits(self) -> int:
+        """`throttle_reasons` as NVML's bits; 0 where nothing was told, or nothing that is a number."""
+        try:
+            return int(self.throttle_reasons or "0", 16)
+        except ValueError:
+            return 0
+
 
 class Code(StrEnum):
     """Why a row has no figures that may be quoted, as one word that does not change."""

@@ -161,8 +161,8 @@ CONTROL = "control"
 class Effort:
     """How long to measure: at least `rounds` rounds, filled up to whole balanced squares, of `block` samples each.
 
-    `traced`: calls of the device series, at least. `fill_s`: more rounds, up to `MOST_ROUNDS`, where those of the host's
-    clocks last less than so many seconds.
+    `traced`: calls of the device series, at least. `fill_s`: a series by the host's clock is to last about so many
+    seconds: of short calls it has more rounds, up to `MOST_ROUNDS`, of long ones smaller blocks, with `least` samples.
     """
 
     rounds: int
@@ -170,7 +170,8 @@ class Effort:
     warmup_s: float
     settle_s: float
     traced: int = 200
-    fill_s: float = 0.0
+    fill_s: float | None = None
+    least: int = 0
 
 
 MOST_ROUNDS = 100
@@ -181,9 +182,9 @@ MOST_ROUNDS = 100
 EFFORTS: Mapping[tuple[str, bool], Effort] = {
     ("cuda", False): Effort(rounds=14, block=8, warmup_s=0.2, settle_s=2.0, traced=100),
     ("cuda", True): Effort(rounds=28, block=8, warmup_s=0.2, settle_s=0.5, traced=200),
-    # A small kernel's rounds last a few milliseconds, in which others share the processors: many of them are cheap.
-    ("cpu", False): Effort(rounds=10, block=5, warmup_s=0.2, settle_s=1.0, fill_s=0.5),
-    ("cpu", True): Effort(rounds=10, block=5, warmup_s=0.2, settle_s=0.5, fill_s=0.5),
+    # Calls take microseconds or a twentieth of a second here.
+    ("cpu", False): Effort(rounds=10, block=5, warmup_s=0.2, settle_s=1.0, fill_s=0.5, least=10),
+    ("cpu", True): Effort(rounds=10, block=5, warmup_s=0.2, settle_s=0.5, fill_s=0.5, least=50),
 }
 
 # How many processes measure a run: at least, and at most (protocol step 13); reruns of what was noisy.

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from norm_fusion import doctor
 from norm_fusion.doctor import facts
 from norm_fusion.doctor.finding import Finding
-from norm_fusion.doctor.nvml import Card, Nvml
 from norm_fusion.doctor.probe import Step
+from norm_fusion.nvml import Card, Nvml
 
 H100 = {
     "name": "NVIDIA H100 80GB HBM3",

@@ -1,6 +1,5 @@
 """The doctor as a whole: its report, its probing process, the real command on this machine and on broken ones."""
 
-import ast
 import json
 import os
 import signal
@@ -226,10 +225,5 @@ def test_versions_are_read_as_numbers() -> None:
 # The house
 
 
-def test_doctor_imports_only_what_the_design_allows_and_no_torch() -> None:
-    allowed = {"spec", "records", "metrics", "backends", "doctor", "", "__version__", "rms_norm", "layer_norm"}
-    for path in SOURCE.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("norm_fusion."):
-                assert (node.module or "").split(".")[1] in allowed, path
+def test_doctor_imports_no_torch() -> None:
     assert not {"torch", "triton", "rich", "pynvml"} & loaded_by("norm_fusion.doctor")

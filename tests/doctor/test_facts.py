@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import pytest
 
-from norm_fusion.doctor import facts, nvml
-from norm_fusion.doctor.nvml import Nvml
+from norm_fusion import nvml
+from norm_fusion.doctor import facts
+from norm_fusion.nvml import Nvml
 
 
 def test_a_held_lock_is_seen_and_not_taken(tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_nvml_is_read_and_what_it_lacks_is_none(monkeypatch: pytest.MonkeyPatch)
     assert (card.power_limit, card.mig, card.ecc, card.reasons) == (700.0, False, True, 0x5)
     assert card.processes == ()  # our own is no company
     assert (card.temperature, card.bus, card.display, card.memory_free) == (None, None, None, None)
-    assert nvml.reasons(0x5 | 1 << 20) == ["idle", "software power cap", "0x100000"]
+    assert nvml.reason_names(0x5 | 1 << 20) == ["idle", "software power cap", "0x100000"]
 
 
 def test_nvml_without_its_bindings_or_its_library_says_which(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from machines import CARD, CPU, GOOD, H100, KERNELS, NO_CUDA, NO_NVML, NVML, ON_
 from norm_fusion import doctor
 from norm_fusion.doctor import facts, gpu, host, series, software
 from norm_fusion.doctor.finding import Finding
-from norm_fusion.doctor.nvml import Card, Nvml, Process
 from norm_fusion.doctor.probe import Step
+from norm_fusion.nvml import Card, Nvml, Process
 
 # PyTorch and Triton
 

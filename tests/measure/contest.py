@@ -73,7 +73,7 @@ class FakeParent:
 
 
 def measure(
-    *profiles: str, case: Case = CASE, effort: Effort = EFFORT, cache_bytes: int = 2**16, **changes: Any
+    *profiles: str, case: Case = CASE, effort: Effort = EFFORT, cache_bytes: int = 2**17, **changes: Any
 ) -> tuple[dict[str, Measurement], FakeParent]:
     """One case on the CPU, as a worker measures it. `changes`: fields of the shard, `stop`, and `control`."""
     parent = FakeParent()

@@ -11,6 +11,7 @@ import torch
 
 from norm_fusion.measure import ring as ring_module
 from norm_fusion.measure.ring import Contestant, Interrupted, Lost, Ring, sets_in_rotation, williams
+from norm_fusion.records import Timer
 from norm_fusion.spec import Effort
 
 EFFORT = Effort(rounds=6, block=4, warmup_s=0.0, settle_s=0.0)
@@ -83,6 +84,9 @@ def test_rotation_exceeds_the_cache_and_is_bounded() -> None:
         assert (sets - 1) * set_bytes < 4 * l2 <= sets * set_bytes
     assert sets_in_rotation(2**30, l2) == 1
     assert sets_in_rotation(4, l2) == 512
+    assert sets_in_rotation(2**30, l2, room=5) == 5
+    assert sets_in_rotation(2**30, l2, room=99) == 16
+    assert sets_in_rotation(2**20, l2, room=0) == 4 * 60, "cold it has to be in any case"
 
 
 @pytest.mark.parametrize("n", range(1, 9))
@@ -281,6 +285,33 @@ def test_warm_up_ends_when_three_passes_agree_within_one_percent(monkeypatch: py
     effort = Effort(6, 4, warmup_s=0.0, settle_s=2.0)
     ring, passes = warmed(monkeypatch, effort, 30.0, 20.0, 20.3, 20.1, 20.2, 20.1)
     assert (ring.settled, passes.count) == (True, 5), "20.0 and 20.3 are more than one percent apart"
+
+
+@pytest.mark.parametrize(
+    ("ms", "fill_s", "least", "timer", "scheduled"),
+    [
+        (10.0, None, 0, "wall", (6, 4)),
+        (10.0, 0.5, 0, "graph", (6, 4)),
+        (10.0, 0.5, 0, "wall", (12, 4)),
+        (0.1, 0.5, 0, "host", (100, 4)),
+        (30.0, 0.5, 0, "wall", (8, 2)),
+        (500.0, 0.5, 0, "wall", (6, 1)),
+        (500.0, 0.5, 16, "wall", (6, 3)),
+    ],
+    ids=["not-asked", "device-clock", "filled", "bounded", "smaller-blocks", "slow", "slow-and-alone"],
+)
+def test_a_series_lasts_about_as_long_as_asked_whatever_a_call_takes(
+    ms: float,
+    fill_s: float | None,
+    least: int,
+    timer: Timer,
+    scheduled: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    effort = Effort(6, 4, warmup_s=0.0, settle_s=0.0, fill_s=fill_s, least=least)
+    ring, _ = warmed(monkeypatch, effort, ms)
+    orders, size = ring._schedule(timer, 1)
+    assert (len(orders), size) == scheduled
 
 
 def test_what_does_not_settle_in_time_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,6 +252,22 @@ def test_the_notes_name_processes_precision_control_events_and_reasons(five: Run
     assert text.count("\n- ") < 15
 
 
+def test_whoever_is_another_kernel_in_another_process_is_named(
+    five: RunStore, gpu: RunStore, judged: list[Row]
+) -> None:
+    apart = [replace(row, series=steady(row)) for row in judged]
+    told = "differs from process to process"
+    assert not [note for note in notes(five.manifest(), apart) if told in note]
+    tuned = changed(apart, "torch-compile-max", process_spread=1.22)
+    (note,) = (note for note in notes(five.manifest(), tuned) if told in note)
+    assert "torch-compile-max at rmsnorm-512x1024-float16 by 22%" in note and "triton" not in note
+    assert not [note for note in notes(gpu.manifest(), rows_of(gpu)) if told in note], "one process is no other"
+
+
+def steady(row: Row) -> dict[Series, Record]:
+    return {key: record.model_copy(update={"process_spread": 1.01}) for key, record in row.series.items()}
+
+
 def test_the_control_is_shown_with_its_call_and_is_no_contestant(five: RunStore, judged: list[Row]) -> None:
     lines = [line for group in blocks(printed(five, 100), "Speedup,").values() for line in group if "control" in line]
     assert len(lines) == 4

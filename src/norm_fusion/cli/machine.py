@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ from norm_fusion.cli.options import (
     DeviceOption,
     OutputOption,
     RunIdOption,
+    as_typed,
     checked_device,
     console,
     lab,
@@ -139,9 +139,8 @@ def _tried(device: str, only: list[str], reduced: bool, seed: int, run_id: str |
         device = "cuda" if machine.gpus() else "cpu"
     run_id = unused_run_id(run_id, output)
     folder = output / run_id
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     with Watch(Console(stderr=True)) as watch:
-        report = harness.try_all(run_id, folder, device, reduced, only or harness.GROUPS, seed, command, watch)
+        report = harness.try_all(run_id, folder, device, reduced, only or harness.GROUPS, seed, as_typed(), watch)
     store.write_whole(folder / "harness.json", (report.model_dump_json(indent=1) + "\n").encode())
     store.write_whole(folder / "harness.md", pages.page(report).encode())
     return report

@@ -102,6 +102,12 @@ lab = typer.Typer(
 )
 
 
+def as_typed() -> list[str]:
+    """The command that goes on, as one would type it again."""
+    name = Path(sys.argv[0]).name
+    return ["norm-fusion" if name == "__main__.py" else name, *sys.argv[1:]]
+
+
 def _print_version(value: bool) -> None:
     if value:
         typer.echo(f"norm-fusion {__version__}")

@@ -1,6 +1,6 @@
 """What this machine can and cannot measure, and what to do about it. Nothing here changes a setting.
 
-    facts, nvml                    read the host and the cards
+    facts                          reads the host; the cards are read by norm_fusion.nvml
     probe, trial                   a process that tries torch, the kernels, CUDA graphs and CUPTI, and what it told
     software, gpu, series, host    judge what was read: pure functions from facts to findings
     show                           findings as a terminal shows them
@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from norm_fusion.doctor import facts, gpu, host, nvml, probe, series, software
+from norm_fusion import machine, nvml
+from norm_fusion.doctor import facts, gpu, host, probe, series, software
 from norm_fusion.doctor.finding import Finding, printable, unknown
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ def gather(device: str, output: Path) -> Facts:
         temporary=temporary,
         clock=facts.clock(),
         nvml=_read(nvml.read, lambda why: nvml.Nvml(problem=why)),
-        module=facts.text(facts.ROOT / "proc/driver/nvidia/version"),
+        module=facts.text(machine.ROOT / "proc/driver/nvidia/version"),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         locks=facts.held_locks(temporary.path),
         software=_read(facts.software, lambda _: facts.Software()),

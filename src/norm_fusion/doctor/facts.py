@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -22,8 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from norm_fusion.backends import CUTE, PEERS
+from norm_fusion.machine import ROOT, cpu_name, cpu_ticks
 
-ROOT = Path("/")
 STEAL_PAUSE_S = 0.2
 PROGRAM_TIMEOUT_S = 5
 CAP_SYS_ADMIN = 21
@@ -231,9 +230,9 @@ def is_admin(root: Path = ROOT) -> bool | None:
 
 
 def cpu(root: Path = ROOT, pause_s: float = STEAL_PAUSE_S) -> Cpu:
-    before = _ticks(root)
+    before = cpu_ticks(root)
     time.sleep(pause_s)
-    after = _ticks(root)
+    after = cpu_ticks(root)
     stolen = sampled = None
     if before and after:
         sampled, stolen = after[0] - before[0], after[1] - before[1]
@@ -242,7 +241,7 @@ def cpu(root: Path = ROOT, pause_s: float = STEAL_PAUSE_S) -> Cpu:
         load = os.getloadavg()[0]
     smt = number(root / "sys/devices/system/cpu/smt/active")
     return Cpu(
-        model=_model(root),
+        model=cpu_name(root),
         logical=os.cpu_count(),
         usable=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         physical=_physical(root),
@@ -255,11 +254,6 @@ def cpu(root: Path = ROOT, pause_s: float = STEAL_PAUSE_S) -> Cpu:
         governor=text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         turbo=_turbo(root),
     )
-
-
-def _model(root: Path) -> str | None:
-    found = re.search(r"^model name\s*:\s*(.+)$", text(root / "proc/cpuinfo") or "", re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine() or None
 
 
 def _physical(root: Path) -> int | None:
@@ -276,15 +270,6 @@ def _turbo(root: Path) -> bool | None:
         return off == 0
     boost = number(root / "sys/devices/system/cpu/cpufreq/boost")
     return None if boost is None else boost == 1
-
-
-def _ticks(root: Path) -> tuple[int, int] | None:
-    """All CPUs' time since boot, and the part of it that the hypervisor gave to others, in ticks."""
-    words = (text(root / "proc/stat") or "").partition("\n")[0].split()
-    if len(words) < 9 or words[0] != "cpu" or not all(word.isdecimal() for word in words[1:9]):
-        return None
-    ticks = [int(word) for word in words[1:9]]  # user nice system idle iowait irq softirq steal; guests are in user
-    return sum(ticks), ticks[7]
 
 
 def quota(root: Path = ROOT) -> float | None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from norm_fusion.doctor.finding import Finding, dotted, gib, limited, missing, ok, unknown
-from norm_fusion.doctor.nvml import Card, Nvml, Process, reasons
 from norm_fusion.doctor.probe import Step
+from norm_fusion.nvml import Card, Nvml, Process, reason_names
 
 TESTED = ((8, 0), (8, 6), (9, 0), (10, 0))  # compiled ahead of time in the tests
 IDLE, SET = 0x1, 0x2
@@ -183,7 +183,7 @@ def judge_clocks(card: Card) -> Finding:
 def judge_throttling(bits: int | None) -> Finding:
     if bits is None:
         return unknown("throttling", "not told", "a power or thermal event during a run may go unseen")
-    held = reasons(bits & ~(IDLE | SET))
+    held = reason_names(bits & ~(IDLE | SET))
     if held:
         return limited(
             "throttling",

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from norm_fusion.machine import Card, Host
+from norm_fusion.nvml import POWER, THERMAL
 from norm_fusion.records import Conditions, Environment, Event, Series
 
 EVERY_S = 0.2
-# NVML's bits: software thermal slowdown, hardware thermal slowdown, hardware slowdown; power brake, software power cap.
-THERMAL, POWER = 0x20 | 0x40 | 0x08, 0x80 | 0x04
 # A clock that a power cap holds down counts from so much below the fastest reading: at 640 of its 700 W an H200 names
 # the cap now and then and keeps its clock within 0.8%.
 SLOWER = 0.01
@@ -59,7 +58,7 @@ def events(series: Series, readings: Iterable[Conditions]) -> list[Event]:
         found.append(Event(kind="company", detail=f"{company} other compute process(es) were on the card"))
     slow = (1 - SLOWER) * max((r.sm_clock_mhz or 0 for r in meanwhile), default=0)
     for kind, bits in (("thermal", THERMAL), ("power", POWER)):
-        throttled = [r for r in meanwhile if _bits(r.throttle_reasons) & bits]
+        throttled = [r for r in meanwhile if r.throttle_bits & bits]
         if kind == "power":
             throttled = [r for r in throttled if r.sm_clock_mhz is None or r.sm_clock_mhz < slow]
         if throttled:
@@ -75,10 +74,3 @@ def events(series: Series, readings: Iterable[Conditions]) -> list[Event]:
         share = sum(stolen) / len(stolen)
         found.append(Event(kind="steal", detail=f"{share:.0%} of processor time went to other guests"))
     return found
-
-
-def _bits(text: str | None) -> int:
-    try:
-        return int(text or "0", 16)
-    except ValueError:
-        return 0

@@ -15,8 +15,9 @@ from norm_fusion.records import Cache, Code, Environment, Record, Samples, Statu
 from norm_fusion.spec import BASELINE, BASELINE_OF, ITEMSIZE, ROOF, Op
 
 SeriesKey = tuple[str, str, Timer, Cache, int]  # case, profile, timer, cache, attempt
-# The worst of a profile's processes speaks for all: a kernel that dies in one of five may not be quoted.
-SEVERITY = (Status.OK, Status.CHECKED, Status.UNAVAILABLE, Status.FAILED, Status.WRONG)
+# The worst of a profile's processes speaks for all: a kernel that dies in one of five may not be quoted. What cannot be
+# timed is checked by the first alone.
+SEVERITY = (Status.OK, Status.UNAVAILABLE, Status.CHECKED, Status.FAILED, Status.WRONG)
 # An interval of fewer processes is wide and moves a lot: an attempt that was cut below does not replace a whole one.
 ENOUGH = 3
 

@@ -5,6 +5,7 @@ The bounds are the protocol's (`docs/how-a-number-is-made.md` has them in words)
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -66,7 +67,7 @@ def _aa(calls: Sequence[Call], gpu: bool) -> Iterable[HarnessCheck]:
     false = [c for c in calls if c.label in (Label.SUPPORTED, Label.REGRESSION)]
     labels = Counter(call.label.value for call in calls)
     allowed = EXCLUDED_OF[0] if len(calls) >= EXCLUDED_OF[1] else max(1, round(0.2 * len(calls)))
-    rows = [_row(call) for call in calls]
+    rows = [_row(call) for call in sorted(calls, key=_furthest_from_1)]
     yield HarnessCheck(
         name="A/A: raw intervals",
         passed=bool(calls) and len(excluded) <= allowed,
@@ -103,7 +104,7 @@ def _planted(calls: Sequence[Call]) -> Iterable[HarnessCheck]:
             passed=len(found) >= FOUND[percent] * len(mine),
             wanted=f"called a regression in at least {FOUND[percent]:.0%} of cases",
             found=f"{len(found)} of {len(mine)}; measured {middle - 1:+.2%} in the median",
-            details=[_row(call) for call in mine],
+            details=[_row(call) for call in sorted(mine, key=lambda call: call.speedup or 0, reverse=True)],
         )
 
 
@@ -204,6 +205,11 @@ def _breakage(records: Sequence[Record], trial: Trial) -> Iterable[HarnessCheck]
             for name in broken
         ],
     )
+
+
+def _furthest_from_1(call: Call) -> float:
+    """To sort by: those that a doubter looks at come first."""
+    return -abs(math.log(call.speedup)) if call.speedup else -math.inf
 
 
 def _row(call: Call) -> dict[str, str | int | float | None]:

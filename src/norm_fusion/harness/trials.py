@@ -52,8 +52,8 @@ SHORT = {
     "cuda": Effort(rounds=12, block=8, warmup_s=0.1, settle_s=0.3),
     "cpu": Effort(rounds=20, block=5, warmup_s=0.1, settle_s=0.3, fill_s=0.5),
 }
-# A/A on a shared CPU: of 60 intervals as wide as those of five processes are there, one in three such runs would call
-# one kernel faster than itself; of ten, one in thirty. (From their widths, and Student's tail beyond delta.)
+# A/A on a shared CPU: its intervals are wide, and beyond delta is where Student's tail ends. Twice as many processes
+# make a false call in 60 cases three times as rare.
 AA_PROCESSES = {"cuda": FEWEST, "cpu": 10}
 # Spins in groups of like length, that no sample lasts minutes: microseconds, and how they are sampled.
 SPINS = {

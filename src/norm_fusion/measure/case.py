@@ -19,7 +19,7 @@ from norm_fusion.measure.examine import Examiner, Wrong
 from norm_fusion.measure.graphs import first_line
 from norm_fusion.measure.inputs import draw_input, draw_operands
 from norm_fusion.measure.parent import Parent
-from norm_fusion.measure.ring import Contestant, Interrupted, Lost, Ring, Stop, sets_in_rotation
+from norm_fusion.measure.ring import PLACES_SHARE, Contestant, Interrupted, Lost, Ring, Stop, sets_in_rotation
 from norm_fusion.metrics import percentile
 from norm_fusion.records import Cache, Code, Measurement, Status, Timer
 from norm_fusion.spec import CONTROL, ROOF, Case, Effort, Shard
@@ -120,11 +120,12 @@ class CaseRun:
         self.parent.send("progress", case=self.case.name, what=what)
 
     def _allocate(self) -> None:
-        sets = sets_in_rotation(2 * self.case.input_bytes, self.cache_bytes)
+        there = available_bytes(self.device)
         # Each contestant keeps as many outputs as there are inputs; eight more for the composition's intermediates.
+        room = int(PLACES_SHARE * there / ((1 + len(self.outcomes)) * self.case.input_bytes))
+        sets = sets_in_rotation(2 * self.case.input_bytes, self.cache_bytes, room if self.device.type == "cuda" else 1)
         outputs = sets * len(self.outcomes) + 8
         needed = (sets + outputs) * self.case.input_bytes + 2 * self.cache_bytes
-        there = available_bytes(self.device)
         if needed > there:
             raise MemoryError(
                 f"out of memory: {self.case.name} needs about {needed / 2**30:.1f} GiB, "
@@ -133,7 +134,8 @@ class CaseRun:
         seed = self.shard.seed
         self.inputs: list[Tensor] = [draw_input(self.case, self.device, seed + 1 + i) for i in range(sets)]
         self.operands = draw_operands(self.case, self.device, seed)
-        self.examiner = Examiner(self.case, self.inputs, self.operands, seed, self.parent, self._judge)
+        thorough = self.device.type == "cuda" or self.shard.replicate == 0
+        self.examiner = Examiner(self.case, self.inputs, self.operands, seed, self.parent, self._judge, thorough)
         if "torch._dynamo" in sys.modules:  # which takes seconds to import
             torch._dynamo.reset()  # a recompile limit that earlier cases reached would turn compiled profiles eager
 
@@ -223,6 +225,8 @@ class CaseRun:
             self.progress(f"time {timer}" + (", hot" if cache == "hot" else ""))
             if timer in ("host", "wall"):
                 self.parent.ask("quiet")
+            if cache == "hot" and 2 * self.case.input_bytes > self.cache_bytes and self.device.type == "cpu":
+                continue  # what does not fit is cold either way, and such calls take long here
             while contestants := self._contestants():
                 try:
                     self._sample_one(self._continued(contestants), timer, cache)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +16,7 @@ from filelock import FileLock, Timeout
 
 import norm_fusion
 from norm_fusion.backends import CUTE, PEERS
-from norm_fusion.machine import Card, Host
+from norm_fusion.machine import Card, Host, cpu_name
 from norm_fusion.records import Conditions, Environment
 
 
@@ -80,7 +79,7 @@ def describe(device: torch.device) -> Environment:
     if device.type == "cpu":
         return Environment(
             device="cpu",
-            device_name=_cpu_name(),
+            device_name=cpu_name() or "CPU",
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             cache_bytes=_cpu_cache_bytes(),
             threads=torch.get_num_threads(),
@@ -157,15 +156,6 @@ def _source() -> str:
     for path in sorted(root.rglob("*.py")):
         read.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return read.hexdigest()[:16]
-
-
-def _cpu_name() -> str:
-    if sys.platform == "linux":
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _cpu_cache_bytes() -> int:

@@ -41,12 +41,25 @@ class Wrong(Exception):
 
 
 class Examiner:
-    """Examines the outputs of one case. `judge(profile, check, when)` is told what was found."""
+    """Examines the outputs of one case. `judge(profile, check, when)` is told what was found.
 
-    def __init__(self, case: Case, inputs: list[Tensor], operands: Operands, seed: int, parent: Parent, judge: Judge):
+    `thorough`: before timing all rows are compared; on a CPU that takes seconds, and one process of a run does it.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        inputs: list[Tensor],
+        operands: Operands,
+        seed: int,
+        parent: Parent,
+        judge: Judge,
+        thorough: bool = True,
+    ):
         self.case, self.inputs, self.operands, self.parent, self.judge = case, inputs, operands, parent, judge
         self.device = inputs[0].device
         self.rows = spread_rows(case, CPU_SAMPLED_ROWS, self.device) if self.device.type == "cpu" else None
+        self.rows_before = None if thorough else self.rows
         # The seed that each input was drawn with.
         self.drawn = [seed + 1 + i for i in range(len(inputs))]
         # Whose sums are compared after each block: up to eight inputs, on a CPU one row in sixteen of them.
@@ -73,7 +86,7 @@ class Examiner:
             out = launch(x)
             if not torch.equal(x, given):
                 self.judge(name, Check.failed("it changed its input", Code.MUTATED_INPUT), "before timing")
-            self.judge(name, check(out, given, self.operands, self.case), "before timing")
+            self.judge(name, check(out, given, self.operands, self.case, self.rows_before), "before timing")
         x.zero_()
         if x.is_cuda:
             torch.cuda.synchronize()
@@ -82,7 +95,8 @@ class Examiner:
         x.copy_(pristine)
         out = launch(x)
         at_once = out.clone() if isinstance(out, Tensor) else out
-        self.judge(name, check(at_once, pristine, self.operands, self.case), "read at once, in stream order")
+        found = check(at_once, pristine, self.operands, self.case, self.rows_before)
+        self.judge(name, found, "read at once, in stream order")
         x.copy_(pristine)
         self._clocks(name, "before timing")
 

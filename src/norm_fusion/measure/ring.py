@@ -22,6 +22,9 @@ from norm_fusion.spec import MOST_ROUNDS, Effort
 # hints take the same time on an H200; at three some still hit.
 CACHE_MULTIPLE = 4
 MAX_SETS = 512
+# A kernel's speed depends by some percent on where its input and output lie: so many places make a mean of it, where
+# a share of the memory that is free has room for them.
+PLACES, PLACES_SHARE = 16, 0.25
 SETTLED_WITHIN = 0.01
 
 SeriesKey = tuple[Timer, Cache]
@@ -74,9 +77,9 @@ class Examiner(Protocol):
     def examine(self, contestant: Contestant, i: int, output: Any) -> None: ...
 
 
-def sets_in_rotation(set_bytes: int, cache_bytes: int) -> int:
-    """Input and output pairs whose sum is four times the cache; one where a single pair is that large already."""
-    return min(MAX_SETS, -(-CACHE_MULTIPLE * cache_bytes // set_bytes))
+def sets_in_rotation(set_bytes: int, cache_bytes: int, room: int = 1) -> int:
+    """Input and output pairs whose sum is four times the cache; where there is room for more, up to 16 all the same."""
+    return min(MAX_SETS, max(-(-CACHE_MULTIPLE * cache_bytes // set_bytes), min(PLACES, room)))
 
 
 def williams(n: int) -> list[list[int]]:
@@ -159,7 +162,7 @@ class Ring:
         samples: dict[str, list[list[float]]] = {contestant.name: [] for contestant in ring}
         probes: dict[str, list[float]] = {contestant.name: [] for contestant in ring}
         positions: dict[str, list[int]] = {contestant.name: [] for contestant in ring}
-        orders = self.orders(len(ring), self._enough(timer))
+        orders, size = self._schedule(timer, len(ring))
         examined = [self.rng.randrange(len(orders)) for _ in ring]
         gc.collect()
         gc.disable()
@@ -171,8 +174,8 @@ class Ring:
                     sink: list[float] = []
                     # A hot series has one input, which its producer writes: nothing there to change or to mix up.
                     examine = r == examined[place] and contestant.judged and cache == "cold"
-                    picked = self._pick(contestant, timer) if examine else None
-                    self.run(block, contestant, sink, self.effort.block, picked)
+                    picked = self._pick(contestant, timer, size) if examine else None
+                    self.run(block, contestant, sink, size, picked)
                     samples[contestant.name].append(sink)
                     probes[contestant.name].append(self.probe.ms())
                     positions[contestant.name].append(position)
@@ -194,12 +197,16 @@ class Ring:
                     ended_s=ended,
                 )
 
-    def _enough(self, timer: Timer) -> int:
-        """How many rounds there have to be: more than asked for, where many small ones cost little time."""
-        if timer not in ("host", "wall"):
-            return self.effort.rounds
-        filling = int(self.effort.fill_s / (self.effort.block * self.pass_s))
-        return max(self.effort.rounds, min(MOST_ROUNDS, filling))
+    def _schedule(self, timer: Timer, n: int) -> tuple[list[list[int]], int]:
+        """The orders of a series' rounds, and how many samples a block has."""
+        effort, fill_s = self.effort, self.effort.fill_s
+        orders = self.orders(n, effort.rounds)
+        if fill_s is None or timer not in ("host", "wall") or not orders:
+            return orders, effort.block
+        in_time = int(fill_s / (len(orders) * self.pass_s))
+        size = max(1, -(-effort.least // len(orders)), min(effort.block, in_time))
+        more = min(MOST_ROUNDS, int(fill_s / (size * self.pass_s)))
+        return (self.orders(n, more) if more > len(orders) else orders), size
 
     def run(
         self, block: Block, contestant: Contestant, sink: list[float], size: int, picked: int | None = None
@@ -226,11 +233,11 @@ class Ring:
         if self.examiner is not None:
             self.examiner.entered(contestant)
 
-    def _pick(self, contestant: Contestant, timer: Timer) -> int:
+    def _pick(self, contestant: Contestant, timer: Timer, size: int) -> int:
         """The input whose output is examined: that of the block's last call, which no other call has to wait for."""
         if timer == "graph":
             return self.rng.randrange(len(self.inputs))
-        return (contestant.turn + self.effort.block - 1) % len(self.inputs)
+        return (contestant.turn + size - 1) % len(self.inputs)
 
     def orders(self, n: int, rounds: int) -> list[list[int]]:
         """At least so many rounds, and whole squares: each contestant follows each other equally often."""

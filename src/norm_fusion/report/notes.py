@@ -21,13 +21,14 @@ from norm_fusion.report.rows import (
     times,
 )
 
+APART = 1.05  # largest over smallest of the processes' medians from which a note tells of it; a GPU's noise is 1%
 NAMED = 4  # rows that a note names before it counts the rest
 
 
 def notes(manifest: Manifest, rows: Sequence[Row]) -> list[str]:
     """All of it, printable."""
     said = [effort(manifest, rows), *controls(rows), *reruns(rows, everything=False)]
-    said += [*undecided(rows, everything=False), *happened(rows), *_rows(rows), *company(manifest)]
+    said += [*apart(rows), *undecided(rows, everything=False), *happened(rows), *_rows(rows), *company(manifest)]
     if any(row.status is Status.CHECKED for row in rows):
         said.append("* right in Triton's interpreter, on a sample of the rows; a CPU says nothing of its latency")
     return [printable(text) for text in dict.fromkeys(said) if text]
@@ -87,6 +88,18 @@ def reruns(rows: Sequence[Row], everything: bool = True) -> Iterator[str]:
                 each = [f"over {one.baseline} {attempts(one)}" for one in told]
                 each += [f"{len(again) - len(told)} without noise"] if len(again) > len(told) else []
                 yield f"measured {most} times, all kept: {row.name} at {row.case}: {'; '.join(each)}"
+
+
+def apart(rows: Sequence[Row]) -> Iterator[str]:
+    """Whose kernel is another one in another process, as its medians there tell; on a GPU, whose clock is quiet."""
+    told = {}
+    for row in rows:
+        spread = row.latency.process_spread if row.latency is not None and _is_gpu(row) else None
+        if spread is not None and spread > APART:
+            told[f"{row.name} at {row.case}"] = spread
+    if told:
+        named = _some([f"{name} by {spread - 1:.0%}" for name, spread in told.items()])
+        yield f"differs from process to process, as what compiles or tunes itself may: {named}; intervals cover that"
 
 
 def _labels(one: Quote) -> list[Label]:

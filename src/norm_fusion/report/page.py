@@ -22,7 +22,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from norm_fusion import metrics
+from norm_fusion import metrics, nvml
 from norm_fusion.evidence.stored import concluded
 from norm_fusion.evidence.verdicts import DELTA
 from norm_fusion.records import Conclusions, Conditions, Label, Manifest
@@ -30,7 +30,7 @@ from norm_fusion.report.answer import alone, answers
 from norm_fusion.report.cells import MARKS, Timers, entry, glance, headings, shown, subjects, traffic
 from norm_fusion.report.chart import CONFIG
 from norm_fusion.report.limits import limits
-from norm_fusion.report.notes import controls, effort, happened, reruns, undecided
+from norm_fusion.report.notes import apart, controls, effort, happened, reruns, undecided
 from norm_fusion.report.panels import PANELS
 from norm_fusion.report.rows import Row, case_title, cases, duration, processes, rows_of, usual
 from norm_fusion.report.strips import strips
@@ -40,12 +40,6 @@ STATIC_PX = 400  # width of a plot, its names and figures excepted, that a reade
 
 # What a reader of the answer is after, figures and labels; split on, every second part is one.
 TELLING = re.compile(rf"(?<!worst )(\b\d+\.\d+x|{'|'.join(label.value for label in Label)})")
-
-# NVML's bits for why a clock is not at its maximum.
-THROTTLE = {
-    0x1: "idle", 0x2: "application clocks", 0x4: "software power cap", 0x8: "hardware slowdown", 0x10: "sync boost",
-    0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown", 0x80: "power brake", 0x100: "display clocks",
-}  # fmt: skip
 
 
 def write(store: RunStore, path: Path, conclusions: Conclusions | None = None) -> Path:
@@ -105,7 +99,7 @@ def render(
         shown=shown(claimed),
         effort=effort(manifest, rows),
         controls=list(controls(rows)),
-        reasons=[*reruns(rows), *undecided(rows), *happened(rows)],
+        reasons=[*reruns(rows), *apart(rows), *undecided(rows), *happened(rows)],
         processes=processes(rows),
         rule=rule,
         delta=DELTA,
@@ -168,7 +162,7 @@ def _reading(value: float | str | None) -> str | None:
             bits = int(value, 16)
         except ValueError:
             return value
-        return f"{', '.join(name for bit, name in THROTTLE.items() if bits & bit) or 'nothing'} ({bits:#x})"
+        return f"{', '.join(nvml.reason_names(bits)) or 'nothing'} ({bits:#x})"
     return None if value is None else f"{round(value, 2):,}"
 
 

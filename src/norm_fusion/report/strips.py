@@ -9,11 +9,11 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from norm_fusion.nvml import POWER, THERMAL
 from norm_fusion.records import Conditions, Environment
 
 HEIGHT_PX = 64
 POINTS = 240  # of a strip: more readings share a point, whose range is drawn
-HELD_BACK = 0x20 | 0x40 | 0x08 | 0x80 | 0x04  # NVML's bits for heat, hardware, power brake and power cap
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def strips(conditions: Iterable[Conditions], environment: Environment | None) ->
     if len(taken) < 2:
         return []
     start = min(c.monotonic_s or 0.0 for c in taken)
-    held = [(c.monotonic_s or 0.0) - start for c in taken if _bits(c.throttle_reasons) & HELD_BACK]
+    held = [(c.monotonic_s or 0.0) - start for c in taken if c.throttle_bits & (THERMAL | POWER)]
     made = []
     for reading in READINGS:
         series = [((c.monotonic_s or 0.0) - start, value) for c in taken if (value := reading.take(c)) is not None]
@@ -94,10 +94,3 @@ def _thinned(series: Sequence[tuple[float, float]]) -> list[dict[str, float]]:
         }
         for part in shared
     ]
-
-
-def _bits(text: str | None) -> int:
-    try:
-        return int(text or "0", 16)
-    except ValueError:
-        return 0

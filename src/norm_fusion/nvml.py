@@ -1,4 +1,7 @@
-"""What the NVIDIA driver's library (NVML) says of the cards: read only, and None for what a card does not tell."""
+"""What the NVIDIA driver's library (NVML) says of the cards: read only, and None for what a card does not tell.
+
+Ground floor: no torch.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ REASONS = {
     0x80: "power brake",
     0x100: "display clock setting",
 }
+# What holds a clock down: heat, by software, hardware or both; power, by a brake or a cap.
+THERMAL, POWER = 0x20 | 0x40 | 0x08, 0x80 | 0x04
 
 
 @dataclass(frozen=True)
@@ -68,39 +73,31 @@ class Nvml:
     bindings: bool = True
 
 
-def read() -> Nvml:
-    try:
-        import pynvml
-    except ImportError as error:
-        return Nvml(problem=f"Python package nvidia-ml-py: {error}", bindings=False)
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return Nvml(problem=str(error))
-    try:
-        asker = _Asker(pynvml)
-        newest = asker("nvmlSystemGetCudaDriverVersion_v2")
-        return Nvml(
-            cards=tuple(_card(asker, i) for i in range(asker("nvmlDeviceGetCount") or 0)),
-            driver=_string(asker("nvmlSystemGetDriverVersion")),
-            cuda=(newest // 1000, newest % 1000 // 10) if newest else None,
-        )
-    finally:
-        asker("nvmlShutdown")
+class Unreachable(Exception):
+    """NVML cannot be asked; `bindings` is False where nvidia-ml-py itself is missing."""
+
+    def __init__(self, problem: str, bindings: bool) -> None:
+        super().__init__(problem)
+        self.bindings = bindings
 
 
-def reasons(bits: int) -> list[str]:
-    """The names of the bits, those that are not known by their number."""
-    named = [name for bit, name in REASONS.items() if bits & bit]
-    rest = bits & ~sum(REASONS)
-    return [*named, f"{rest:#x}"] if rest else named
+class Asker:
+    """Calls a function of NVML by name; None where the card, the driver or the bindings lack it.
 
+    Raises:
+        Unreachable: there is no NVML here.
+    """
 
-class _Asker:
-    """Calls a function of NVML by name; None where the card, the driver or the bindings lack it."""
-
-    def __init__(self, nvml: Any) -> None:
-        self.nvml = nvml
+    def __init__(self) -> None:
+        try:
+            import pynvml
+        except ImportError as error:
+            raise Unreachable(f"Python package nvidia-ml-py: {error}", bindings=False) from error
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            raise Unreachable(str(error), bindings=True) from error
+        self.nvml: Any = pynvml
 
     def __call__(self, function: str, *words: Any) -> Any:
         try:
@@ -108,20 +105,64 @@ class _Asker:
         except (self.nvml.NVMLError, AttributeError, UnicodeDecodeError):
             return None
 
+    @property
+    def cards(self) -> int:
+        return int(self("nvmlDeviceGetCount") or 0)
 
-def _card(ask: _Asker, index: int) -> Card:
+    @property
+    def driver(self) -> str | None:
+        return _string(self("nvmlSystemGetDriverVersion"))
+
+    def by_uuid(self, uuid: str) -> Any:
+        """The handle of a card, or of the card that a MIG instance is a part of; with or without `GPU-` before it."""
+        bare = uuid.removeprefix("GPU-").removeprefix("MIG-")
+        card = self("nvmlDeviceGetHandleByUUID", f"GPU-{bare}")
+        if card is not None:
+            return card
+        instance = self("nvmlDeviceGetHandleByUUID", f"MIG-{bare}")
+        return None if instance is None else self("nvmlDeviceGetDeviceHandleFromMigDeviceHandle", instance)
+
+    def reasons(self, handle: Any) -> int | None:
+        """The bits of what holds a card's clocks down now."""
+        bits = self("nvmlDeviceGetCurrentClocksEventReasons", handle)
+        if bits is None:  # its name before driver 535
+            bits = self("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
+        return None if bits is None else int(bits)
+
+
+def read() -> Nvml:
+    """All cards of this machine."""
+    try:
+        ask = Asker()
+    except Unreachable as why:
+        return Nvml(problem=str(why), bindings=why.bindings)
+    try:
+        newest = ask("nvmlSystemGetCudaDriverVersion_v2")
+        handles = [ask("nvmlDeviceGetHandleByIndex", i) for i in range(ask.cards)]
+        return Nvml(
+            cards=tuple(Card(i) if h is None else snapshot(ask, h, i) for i, h in enumerate(handles)),
+            driver=ask.driver,
+            cuda=(newest // 1000, newest % 1000 // 10) if newest else None,
+        )
+    finally:
+        ask("nvmlShutdown")
+
+
+def reason_names(bits: int) -> list[str]:
+    """The names of the bits, those that are not known by their number."""
+    named = [name for bit, name in REASONS.items() if bits & bit]
+    rest = bits & ~sum(REASONS)
+    return [*named, f"{rest:#x}"] if rest else named
+
+
+def snapshot(ask: Asker, handle: Any, index: int) -> Card:
+    """All that one card tells."""
     nvml = ask.nvml
-    handle = ask("nvmlDeviceGetHandleByIndex", index)
-    if handle is None:
-        return Card(index)
     pci, memory = ask("nvmlDeviceGetPciInfo", handle), ask("nvmlDeviceGetMemoryInfo", handle)
     limit, usual = (
         ask("nvmlDeviceGetEnforcedPowerLimit", handle),
         ask("nvmlDeviceGetPowerManagementDefaultLimit", handle),
     )
-    bits = ask("nvmlDeviceGetCurrentClocksEventReasons", handle)
-    if bits is None:  # its name before driver 535
-        bits = ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
     return Card(
         index=index,
         name=_string(ask("nvmlDeviceGetName", handle)),
@@ -137,7 +178,7 @@ def _card(ask: _Asker, index: int) -> Card:
         power_limit_default=None if usual is None else usual / 1e3,
         temperature=ask("nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU),
         slowdown_at=ask("nvmlDeviceGetTemperatureThreshold", handle, nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
-        reasons=bits,
+        reasons=ask.reasons(handle),
         persistence=_flag(ask("nvmlDeviceGetPersistenceMode", handle)),
         mig=_flag(_first(ask("nvmlDeviceGetMigMode", handle))),
         ecc=_flag(_first(ask("nvmlDeviceGetEccMode", handle))),
@@ -148,7 +189,7 @@ def _card(ask: _Asker, index: int) -> Card:
     )
 
 
-def _processes(ask: _Asker, handle: Any) -> tuple[Process, ...] | None:
+def _processes(ask: Asker, handle: Any) -> tuple[Process, ...] | None:
     found = ask("nvmlDeviceGetComputeRunningProcesses", handle)
     if found is None:
         return None
