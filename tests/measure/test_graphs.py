@@ -12,6 +12,9 @@ from norm_fusion.measure.graphs import call_intervals, first_line
 MARK = "void at::cuda::(anonymous namespace)::spin_kernel(long)"
 
 
+NOW = 1_795_402_936_812_349_576  # as CUPTI tells it: ns since 1970
+
+
 @dataclass
 class Traced:
     """A kernel as the profiler tells it."""
@@ -40,7 +43,7 @@ class Traced:
 
 def kernels(*names: str) -> list[Traced]:
     """A trace: one kernel after another, 2 us each, 1 us between."""
-    return [Traced(name, 3000 * i) for i, name in enumerate(names)]
+    return [Traced(name, NOW + 3000 * i) for i, name in enumerate(names)]
 
 
 def test_it_is_what_the_profiler_has() -> None:
@@ -86,6 +89,14 @@ def test_a_replay_without_kernels_keeps_its_place() -> None:
     assert [len(replay) for replay in replays] == [0, 1]
 
 
+def test_a_nanosecond_is_told_from_another() -> None:
+    trace = kernels(MARK, MARK, "norm", "norm")
+    trace[0].took, trace[2].took, trace[3].took = 10_101, 1_927, 1_928
+    (probe,), (replay,) = graphs._replays(trace)
+    assert probe == 0.010101
+    assert call_intervals(replay, 2) == [0.001927, 0.001928]
+
+
 def test_a_call_lasts_from_its_first_kernel_to_its_last() -> None:
     _, (replay,) = graphs._replays(kernels(MARK, MARK, "mean", "scale", "mean", "scale"))
     assert call_intervals(replay, 2) == pytest.approx([0.005, 0.005])
@@ -108,7 +119,7 @@ def test_the_producers_kernels_lead_and_are_not_timed() -> None:
 
 
 def test_kernels_of_a_call_that_overlap_end_with_the_last_to_end() -> None:
-    calls = [("long", 0.0, 9.0), ("short", 1.0, 2.0), ("long", 10.0, 14.0), ("short", 11.0, 12.0)]
+    calls = [("long", 0, 9000), ("short", 1000, 2000), ("long", 10_000, 14_000), ("short", 11_000, 12_000)]
     assert call_intervals(calls, 2) == pytest.approx([0.009, 0.004])
 
 

@@ -25,7 +25,7 @@ HOT_CALLS = 8
 
 Event = torch.cuda.Event
 profiler = torch.profiler.profile
-Kernel = tuple[str, float, float]  # name, start, end in us
+Kernel = tuple[str, int, int]  # name, start, end in ns since 1970: too many for a float to tell two apart
 
 
 def capture(ring: Ring) -> None:
@@ -187,7 +187,7 @@ def _recover(contestant: Contestant, error: Exception) -> None:
 def _replays(events: Any) -> tuple[list[float], list[list[Kernel]]]:
     """The probes' durations in ms, and the kernels of each timed replay: what follows each second marking kernel."""
     kernels = sorted(
-        (e.start_ns() / 1e3, (e.start_ns() + e.duration_ns()) / 1e3, e.name())
+        (e.start_ns(), e.start_ns() + e.duration_ns(), e.name())
         for e in events
         if e.device_type() == DeviceType.CUDA and not e.is_user_annotation()
     )
@@ -195,7 +195,7 @@ def _replays(events: Any) -> tuple[list[float], list[list[Kernel]]]:
     spans: list[list[Kernel]] = []
     for start, end, name in kernels:
         if "spin_kernel" in name:
-            marks.append((end - start) / 1e3)
+            marks.append((end - start) / 1e6)
             spans.append([])
         elif spans:
             spans[-1].append((name, start, end))
@@ -213,7 +213,7 @@ def call_intervals(kernels: list[Kernel], calls: int, lead: int = 0) -> list[flo
     runs = [kernels[i : i + per_call] for i in range(0, len(kernels), per_call)]
     if any([name for name, _, _ in run] != [name for name, _, _ in runs[0]] for run in runs):
         return None
-    return [(max(end for _, _, end in run) - run[lead][1]) / 1e3 for run in runs]
+    return [(max(end for _, _, end in run) - run[lead][1]) / 1e6 for run in runs]
 
 
 def first_line(error: BaseException) -> str:
