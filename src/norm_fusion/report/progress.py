@@ -47,7 +47,7 @@ class Watch:
 
     def process(self, number: int, of: tuple[int, int], cases: int, attempt: int, steps: int) -> None:
         fewest, most = of
-        known = f"{fewest}" if most == fewest else f"{fewest} to {most}"
+        known = f"{fewest}" if most == fewest else f"at least {fewest}" if number <= fewest else f"at most {most}"
         self.about = f"process {number} of {known}" if most > 1 else "one process"
         if attempt:
             self.about = f"rerun {attempt} of {cases} noisy cases, {self.about}"
