@@ -49,6 +49,11 @@ def test_speedup_is_the_middle_log_ratio_of_paired_block_medians() -> None:
     assert metrics.speedup([[2.0, 2.0, 90.0], [8.0]], [[1.0], [2.0]]) == pytest.approx((2.0 * 4.0) ** 0.5)
 
 
+def test_samples_of_equally_many_are_evened_to_themselves() -> None:
+    assert metrics.evened([[[3.0, 1.0], [0.1]], [[7.0, 5.0, 6.0]]]) == [[0.1, 1.0, 3.0], [5.0, 6.0, 7.0]]
+    assert metrics.evened([[[1.0, 2.0, 9.0]], [[4.0, 8.0]]]) == [[1.0, 2.0, 9.0], [4.0, 6.0, 8.0]]
+
+
 def test_a_round_in_five_that_was_disturbed_hardly_moves_a_speedup() -> None:
     quiet = [[1.0], [1.02], [0.98], [1.01], [0.99]] * 4
     disturbed = [[3.0 * block[0]] if i % 5 == 2 else block for i, block in enumerate(quiet)]

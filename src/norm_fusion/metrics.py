@@ -37,6 +37,16 @@ def percentile(blocks: Blocks, q: float) -> float:
     return float(np.percentile(np.concatenate([np.asarray(block, dtype=np.float64) for block in blocks]), q))
 
 
+def evened(processes: Sequence[Blocks]) -> list[list[float]]:
+    """The samples of processes, one block each, sorted, as many of each as the most has: none outweighs another.
+
+    Fewer samples are read off their own linear quantiles; where all have as many these are the samples themselves.
+    """
+    flat = [np.sort(np.concatenate([np.asarray(block, dtype=np.float64) for block in blocks])) for blocks in processes]
+    at = np.linspace(0, 1, max(len(samples) for samples in flat))
+    return [np.interp(at, np.linspace(0, 1, len(samples)), samples).tolist() for samples in flat]
+
+
 def noise_gate(p50_ms: float, p95_ms: float, timer: str = "device") -> Noise:
     """The label of a series' spread."""
     good, warn = GATES[CLOCK[timer]]

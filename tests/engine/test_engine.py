@@ -260,7 +260,8 @@ def test_an_output_that_the_verifier_finds_wrong_is_wrong(
         "case": FIRST,
         "profile": "torch-eager",
         "when": "a timed call",
-        "seed": verifier.asked[0]["seed"],
+        "seed": verifier.asked[0]["operands"] + 1,
+        "change": verifier.asked[0]["change"],
         "rows": [0],
         "operands": verifier.asked[0]["operands"],
         "x": "",
@@ -303,18 +304,16 @@ def test_an_output_of_another_kind_is_wrong(
     assert len(verifier.asked) == 1, "it was asked for no rows of what has none"
 
 
-def test_inputs_are_drawn_from_seeds_that_the_parent_chose(
+def test_inputs_are_changed_by_seeds_that_the_parent_chose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verifier: Verdicts
 ) -> None:
     worker(monkeypatch, told="for each in rows: show(case, each['profile'])")
     assert run(tmp_path, plan(*TWO, cases=CASES[:1]))[0].exit_code == 0
-    assert len({asked["seed"] for asked in verifier.asked}) == len(verifier.asked) == 4
+    assert len({asked["change"] for asked in verifier.asked}) == len(verifier.asked) == 4
 
 
-def test_an_output_of_an_input_that_was_not_drawn_anew_is_rubbish(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    again = 'ask("output", case=case, profile=profile, when="after timing", kind=kind(case))'
+def test_an_output_of_an_input_that_was_not_changed_is_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = 'ask("output", case=case, profile=profile, when="after timing", input=0, kind=kind(case))'
     worker(monkeypatch, f"show(case, profile)\n{again}")
     _, store = run(tmp_path, plan(cases=CASES[:1]))
     found = rows(store)[FIRST, "torch-eager", 0]
@@ -613,6 +612,43 @@ def test_a_refusal_leaves_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not list(tmp_path.iterdir())
 
 
+def test_who_was_lost_is_still_told_when_the_case_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy = "blocks = [[1.0, 1.0, 9.0]] * 2 if ATTEMPT == 0 else [[1.0] * 3] * 2\n"
+    again = "for each in rows: each['series'][0]['blocks'] = blocks"
+    worker(
+        monkeypatch,
+        "if profile == 'torch-compile' and NUMBER == 0:\n    os.kill(os.getpid(), signal.SIGKILL)",
+        told=noisy + again,
+    )
+    asked = plan(*TWO, "torch-compile", cases=CASES[:1], quick=False, fewest=3, most=3, reruns=1)
+    outcome, store = run(tmp_path, asked)
+    assert {record.attempt for record in store.records()} == {0, 1}
+    lost = [r for r in store.records() if r.profile == "torch-compile"]
+    assert {r.attempt for r in lost if r.status is Status.FAILED} == {0, 1}
+    assert outcome.conclusions is not None
+    assert "torch-compile" in {r.profile for r in outcome.conclusions.pooled if r.attempt == 1}
+
+
+def test_one_process_is_not_precise_enough_to_stop_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(monkeypatch, before=SPREAD.format(spread=0.0))
+    listener = Watching()
+    run(tmp_path, plan(*TWO, cases=CASES[:1], quick=False, fewest=1, most=4), listener)
+    assert len(listener.of("process")) == 2
+
+
+@pytest.mark.parametrize("apart", ["", "os.setsid()"], ids=["in-its-group", "in-its-own-session"])
+def test_a_child_that_outlives_its_worker_does_not_hold_the_run_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: str
+) -> None:
+    """It has both channels open: what is read from them never ends."""
+    child = f"if os.fork() == 0:\n    {apart or 'pass'}\n    time.sleep(30)\n    os._exit(0)"
+    worker(monkeypatch, before=child)
+    began = time.monotonic()
+    outcome, store = run(tmp_path, plan(*TWO, cases=CASES[:1]))
+    assert time.monotonic() - began < 15
+    assert outcome.exit_code == 0 and len(rows(store)) == 2
+
+
 # --- the next process -----------------------------------------------------------------------------------------------
 
 GPU = ENVIRONMENT.model_copy(update={"device": "cuda", "device_index": 0})
@@ -664,7 +700,7 @@ def test_where_it_would_disturb_there_is_none(
     assert stood_by(tmp_path, monkeypatch, 2, cpus, where) == ["begins 0", "times 0", "begins 1", "times 1"]
 
 
-def test_one_that_stands_by_and_dies_is_a_worker_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_stands_by_and_dies_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker(
         monkeypatch,
         early="if '--standby' in sys.argv: sys.exit('out of luck')",
@@ -673,10 +709,9 @@ def test_one_that_stands_by_and_dies_is_a_worker_that_died(tmp_path: Path, monke
     )
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     outcome, store = run(tmp_path, plan(cases=CASES[:1], quick=False, fewest=2, most=2))
-    assert outcome.exit_code == 1
+    assert outcome.exit_code == 0
     found = rows(store)
-    assert found[FIRST, "torch-eager", 0].status is Status.OK
-    assert found[FIRST, "torch-eager", 1].status is Status.FAILED
+    assert {found[FIRST, "torch-eager", number].status for number in (0, 1)} == {Status.OK}
 
 
 def test_one_that_stands_by_does_not_outlive_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,8 +49,8 @@ def kind(case, **odd):
     return made | odd
 
 def show(case, profile, **odd):
-    ask("draw", case=case, profile=profile)
-    if ask("output", case=case, profile=profile, when="a timed call", kind=kind(case, **odd))["rows"]:
+    ask("change", case=case, profile=profile)
+    if ask("output", case=case, profile=profile, when="a timed call", input=0, kind=kind(case, **odd))["rows"]:
         ask("rows", x="", y=profile)
 
 def bracket(case, profile, *ms, calls=40, timer="wall", clock=1.0):

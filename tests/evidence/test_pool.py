@@ -38,15 +38,22 @@ def pooled(*processes: list[Measurement], environment: Environment = GPU) -> dic
 
 
 def test_percentiles_are_over_all_samples_of_all_processes() -> None:
-    one, two = series(1.0, blocks=[[1.0, 1.0, 3.0]]), series(1.0, blocks=[[2.0, 4.0]])
+    one, two = series(1.0, blocks=[[1.0, 1.0], [3.0]]), series(1.0, blocks=[[4.0, 2.0, 3.0]])
     row = pooled([measured(FUSED, None, series=[one])], [measured(FUSED, None, series=[two])])[FUSED]
-    assert (row.p50_ms, row.p95_ms) == (2.0, pytest.approx(3.8))  # 1 1 2 3 4
-    assert (row.noise_ratio, row.noise) == (pytest.approx(1.9), "rerun")
-    assert (row.replicate, row.processes, row.n_samples) == (None, 2, 5)
+    assert (row.p50_ms, row.p95_ms) == (2.5, pytest.approx(3.75))  # 1 1 2 3 3 4
+    assert (row.noise_ratio, row.noise) == (pytest.approx(1.5), "rerun")
+    assert (row.replicate, row.processes, row.n_samples) == (None, 2, 6)
     assert row.process_spread == 3.0  # medians 1 and 3
-    assert row.gbps == pytest.approx(metrics.gbps(CASE.compulsory_bytes, 2.0))
-    assert row.tflops == pytest.approx(metrics.tflops(CASE.flops, 2.0))
+    assert row.gbps == pytest.approx(metrics.gbps(CASE.compulsory_bytes, 2.5))
+    assert row.tflops == pytest.approx(metrics.tflops(CASE.flops, 2.5))
     assert (row.samples_file, row.samples_sha256) == (None, None)
+
+
+def test_a_process_with_many_samples_does_not_outweigh_the_others() -> None:
+    slow = [[measured(FUSED, None, series=[series(1.0, blocks=[[10.0] * 10])])] for _ in range(4)]
+    fast = [measured(FUSED, None, series=[series(1.0, blocks=[[1.0] * 500])])]
+    row = pooled(*slow, fast)[FUSED]
+    assert (row.p50_ms, row.n_samples) == (10.0, 540)
 
 
 def test_a_single_process_needs_no_samples() -> None:

@@ -305,9 +305,11 @@ def test_what_was_not_timed_has_no_call(status: Status) -> None:
 
 
 def test_an_interrupted_run_is_judged_and_says_so() -> None:
-    call = only(recorded(ratio_run(STEADY[:4])), manifest(state="interrupted"))
+    call = only(recorded(ratio_run(STEADY[:4])), manifest(state="interrupted", fewest=5))
     assert call.label == "supported"
     assert call.reason.endswith("the run was interrupted, and this is of 4 processes")
+    whole = only(recorded(ratio_run(STEADY[:4])), manifest(state="interrupted", fewest=4))
+    assert "interrupted" not in whole.reason
 
 
 def test_a_process_that_was_interrupted_costs_the_others_nothing() -> None:

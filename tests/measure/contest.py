@@ -36,7 +36,7 @@ class FakeParent:
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.on: tuple[str, str] | None = None  # whose code runs
         self.seeds = itertools.count(1000)  # of inputs to be examined
-        self.drawn = 0
+        self.changed: int | None = None
         self.asked: dict[str, Any] = {}
         self.brackets, self.brackets_left = 1, 0  # how many are asked for in a row
         self.verdicts: list[tuple[str, str, str | None]] = []  # profile, when, what is wrong
@@ -49,14 +49,14 @@ class FakeParent:
 
     def ask(self, event: str, **data: Any) -> dict[str, Any]:
         self.send(event, **data)
-        if event == "draw":
-            self.drawn = next(self.seeds)
-            return {"seed": self.drawn}
+        if event == "change":
+            self.changed = next(self.seeds)
+            return {"seed": self.changed}
         if event == "output":
             case = Case.parse(data["case"])
             kind = {"type": "Tensor", "shape": [case.rows, case.cols], "dtype": case.dtype, "device": "cpu"}
             rows = list(range(case.rows)) if data["kind"] == kind else []
-            self.asked = data | {"rows": rows, "seed": self.drawn}
+            self.asked = data | {"rows": rows, "seed": self.seed + 1 + data["input"], "change": self.changed}
             return {"rows": rows}
         if event == "bracket-end":
             self.brackets_left -= 1

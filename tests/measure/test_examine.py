@@ -335,15 +335,15 @@ def test_what_inputs_hold_is_known_whatever_was_done_to_them(sets: int) -> None:
     assert all(check.wrong is None for _, check, _ in table.found)
 
 
-def test_the_content_of_an_input_is_the_seed_that_the_parent_chose_last() -> None:
+def test_the_content_of_an_input_is_its_seed_and_the_change_that_the_parent_chose_last() -> None:
     table = Table()
     contestant = Contestant("it", table.honest(), outputs=[None] * 3)
-    assert table.examiner.drawn == [2, 3, 4]
+    assert table.examiner.drawn == [(2, None), (3, None), (4, None)]
     table.examiner.set_up(contestant, 1)
     table.examiner.set_up(contestant, 2)
     table.examiner.set_up(contestant, 1)
-    assert table.examiner.drawn == [2, 1002, 1001]
-    assert torch.equal(table.inputs[2], draw_input(CASE, CPU, 1001))
+    assert table.examiner.drawn == [(2, None), (3, 1002), (4, 1001)]
+    assert torch.equal(table.inputs[2], draw_input(CASE, CPU, 4, change=1001))
     assert table.examiner.inputs_intact()
     table.inputs[1][63, 255] += 1
     assert not table.examiner.inputs_intact()

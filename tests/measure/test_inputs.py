@@ -103,6 +103,18 @@ def test_the_others_are_normal_with_a_small_mean() -> None:
 
 
 @pytest.mark.parametrize("dtype", list(ITEMSIZE))
+def test_a_change_is_one_element_of_each_row_and_changes_the_whole_of_its_result(dtype: str) -> None:
+    given = case(512, 512, dtype)
+    was, x = draw_input(given, CPU, 3), draw_input(given, CPU, 3, change=9)
+    assert ((x != was).sum(-1) == 1).all()
+    assert (x != was).any(0).sum() > 200, "in another place in each"
+    rows = torch.tensor([0, 7, 511])
+    assert torch.equal(draw_input(given, CPU, 3, rows, change=9), x[rows])
+    before, after = (t.double().square().mean(-1).sqrt() for t in (was, x))
+    assert (after > 1.1 * before).all(), "far above any tolerance"
+
+
+@pytest.mark.parametrize("dtype", list(ITEMSIZE))
 def test_everything_is_finite(dtype: str) -> None:
     x = draw_input(case(512, 512, dtype), CPU, 3)
     assert torch.isfinite(x).all()

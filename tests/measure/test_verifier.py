@@ -33,11 +33,11 @@ def request(
 ) -> dict[str, Any]:
     """What a worker shows of an honest contestant's output: seed 7 its input's, 5 the parameters'."""
     case = Case(op, 12, 130, dtype)
-    x, p = draw_input(case, CPU, 7), draw_operands(case, CPU, 5)
+    x, p = draw_input(case, CPU, 7, change=11), draw_operands(case, CPU, 5)
     y = reference(op, x, p.weight, p.bias, p.eps).to(x.dtype)
     x, y = x[ROWS], y[ROWS]
     spoil(x, y)
-    told = {"case": case.name, "rows": ROWS, "seed": 7, "operands": 5, "x": encoded(x), "y": encoded(y)}
+    told = {"case": case.name, "rows": ROWS, "seed": 7, "change": 11, "operands": 5, "x": encoded(x), "y": encoded(y)}
     return json.loads(json.dumps(told | changes))  # type: ignore[no-any-return]
 
 
@@ -68,13 +68,25 @@ def one_bit(x: torch.Tensor, y: torch.Tensor) -> None:
     [
         (one_bit, {}),
         (lambda x, y: None, {"seed": 8}),
+        (lambda x, y: None, {"change": 12}),
+        (lambda x, y: None, {"change": None}),
         (lambda x, y: x.neg_(), {}),
         (lambda x, y: None, {"rows": [0, 3, 10]}),
         (lambda x, y: None, {"rows": [3, 0, 11]}),
         (lambda x, y: None, {"x": encoded(torch.zeros(2, 130, dtype=torch.float16))}),
         (lambda x, y: None, {"x": ""}),
     ],
-    ids=["one-bit", "other-seed", "other-sign", "other-rows", "other-order", "too-few", "nothing"],
+    ids=[
+        "one-bit",
+        "other-seed",
+        "other-change",
+        "no-change",
+        "other-sign",
+        "other-rows",
+        "other-order",
+        "too-few",
+        "nothing",
+    ],
 )
 def test_an_input_that_is_not_the_one_that_was_drawn_is_found(spoil: Any, changes: dict[str, Any]) -> None:
     assert judge(request(Op.RMSNORM, "float16", spoil, **changes))["code"] == Code.MUTATED_INPUT

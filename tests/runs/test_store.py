@@ -186,14 +186,22 @@ def test_missing_and_foreign_samples_are_told(tmp_path: Path) -> None:
 
 def test_records_are_checked_against_their_samples(tmp_path: Path) -> None:
     store = RunStore.create(tmp_path, "a")
-    good, bad = record(replicate=0), record(replicate=1)
+    good, bad = record(replicate=0, p95_ms=2.9), record(replicate=1, p95_ms=2.9)
     (first,) = store.keep(CASE, 0, 0, [(good, samples(good))])
-    (second,) = store.keep(CASE, 0, 1, [(bad, samples(bad))])
+    slower = record("torch-native", replicate=1)
+    twice = samples(slower).model_copy(update={"blocks": [[2 * ms for ms in b] for b in samples(slower).blocks]})
+    second, _ = store.keep(CASE, 0, 1, [(bad, samples(bad)), (slower, twice)])
     untimed = record("triton-x", status=Status.CHECKED, timer="none", cache="none", p50_ms=None)
     assert store.verified([first, second, untimed]) == ([first, second, untimed], [])
-    kept, left_out = store.verified([first, second.model_copy(update={"p50_ms": 1.0}), untimed])
-    assert kept == [first, untimed]
-    assert "r1 was edited: its p50 is 1.0 ms, that of its samples 2.0 ms" in left_out[0]
+    for field, told, said in (
+        ("p50_ms", 1.0, "its p50 is 1.0, that of its samples 2.0"),
+        ("p95_ms", 2.0, "its p95 is 2.0, that of its samples 2.9"),
+        ("speedup", {"torch-native": 3.0}, "its speedup over torch-native is 3.0, that of its samples"),
+        ("speedup", {"torch-compile": 3.0}, "has no samples of"),
+    ):
+        kept, left_out = store.verified([first, second.model_copy(update={field: told}), untimed])
+        assert kept == [first, untimed]
+        assert said in left_out[0]
     (store.path / str(second.samples_file)).write_bytes(b"other")
     kept, left_out = RunStore(store.path).verified([first, second])
     assert kept == [first]

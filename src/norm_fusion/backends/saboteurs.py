@@ -41,11 +41,18 @@ def stale_output(x: Tensor, shape: Shape, weight: Tensor, eps: float) -> Tensor:
 
 
 def cached_output(x: Tensor, shape: Shape, weight: Tensor, eps: float) -> Tensor:
-    """Remembers by address, and computes anew only where the first element changed."""
-    first = None if x.is_cuda else float(x[0, 0])
-    key = (x.data_ptr(), first)
+    """Remembers by address and a few elements, and computes anew only where one of these changed.
+
+    On a CPU it takes its time, so that it is not faster than memory is.
+    """
+    began = time.perf_counter_ns()
+    few = () if x.is_cuda else (float(x[0, 0]), float(x[len(x) // 2, -1]), float(x[-1, 0]))
+    key = (x.data_ptr(), *few)
     if key not in _kept:
         _kept[key] = _norm(x, shape, weight, eps)
+        _kept["took"] = time.perf_counter_ns() - began
+    while not x.is_cuda and time.perf_counter_ns() - began < _kept["took"] // 2:
+        pass
     y: Tensor = _kept[key]
     return y
 
@@ -89,9 +96,10 @@ def patched_clock(x: Tensor, shape: Shape, weight: Tensor, eps: float) -> Tensor
 
 
 def lying_clock(x: Tensor, shape: Shape, weight: Tensor, eps: float) -> Tensor:
-    """Replaces the lab's own copies of them, which no comparison of names can find."""
+    """Replaces the lab's own copies of them, and what would have found that."""
     if "lying" not in _kept:
         graphs, timing = (sys.modules[f"norm_fusion.measure.{name}"] for name in ("graphs", "timing"))
+        vars(sys.modules["norm_fusion.measure.examine"])["tampered"] = lambda: None
         _kept["lying"] = honest = vars(timing)["perf_counter_ns"]
         vars(timing)["perf_counter_ns"] = lambda: honest() // 2
 

@@ -108,6 +108,7 @@ class _Session:
         self.held.callback(self.verifier.close)
         self.skip: tuple[tuple[str, str], ...] = ()
         self.losses: dict[str, list[Measurement]] = {}  # by case: contestants that ended a worker before it was kept
+        self.lost: dict[str, list[Measurement]] = {}  # all of them
         self.fingerprint = ""
         self.began_s = time.monotonic()
         self.longest_s = 0.0  # of a process, per case
@@ -138,23 +139,33 @@ class _Session:
 
     def close(self) -> None:
         """Leave no process behind."""
+        self._dismiss()
+        self.held.close()
+
+    def _dismiss(self) -> None:
+        """End the process that stands by, if there is one."""
         if self.standby is not None:
             self.standby.kill()
             self.standby.end()
             self.standby = None
-        self.held.close()
 
     def _attempt(self, attempt: int, cases: tuple[Case, ...]) -> None:
         """Processes over these cases, at least `fewest`; then over those whose intervals are still too wide."""
         remaining = cases
+        for case in cases if attempt else ():
+            # Who was left out by an earlier attempt is so by this one: its reason is told again.
+            self.losses[case.name] = list(self.lost.get(case.name, []))
         widths: dict[Case, float | None] = {}
         for number in range(self.plan.most):
             if self.outcome.interrupted is not None:
                 return
-            if number >= self.plan.fewest:
+            if number >= max(2, self.plan.fewest):  # one process has no width
                 # Their width alone decides, never what they say.
                 remaining = tuple(case for case in remaining if (widths[case] or 0) > self.plan.precision)
-            if not remaining or (number > 0 and not self._may_go_on(len(remaining))):
+            if not remaining:
+                return
+            if number > 0 and not self._may_go_on(len(remaining)):
+                self._spent(number, attempt)
                 return
             began = time.monotonic()
             self._process(number, attempt, remaining)
@@ -172,6 +183,13 @@ class _Session:
         if self.plan.budget_s is None:
             return True
         return time.monotonic() - self.began_s + case_processes * self.longest_s <= self.plan.budget_s
+
+    def _spent(self, number: int, attempt: int) -> None:
+        """Say that time, not precision, ended it."""
+        asked = f" of at least {self.plan.fewest}" if number < self.plan.fewest else ""
+        during = f" of rerun {attempt}" if attempt else ""
+        said = f"the budget of {self.plan.budget_s:g} s was spent after {number}{asked} processes{during}"
+        self._update(notes=[*self.manifest.notes, f"{said}: --budget raises it, fewer cases need less"])
 
     def _process(self, number: int, attempt: int, cases: tuple[Case, ...]) -> None:
         """One replicate: a fresh worker over the cases; each that dies is followed by one for the cases left."""
@@ -210,6 +228,8 @@ class _Session:
         def take(event: dict[str, Any]) -> None:
             self._take(event, shard)
 
+        if self.standby is not None and self.standby.gone:
+            self._dismiss()  # it ran nobody's code: nobody is to blame
         self.host = Host(shard, self.verifier, take, self.plan.timeout_s, self._quiet, self.standby)
         self.standby = None
         if self.outcome.interrupted is not None:
@@ -268,8 +288,14 @@ class _Session:
             else m.model_copy(update={"status": Status.WRONG, "code": Code.TIMER, "reason": reason})
             for m in suspects
         ]
-        self.losses.setdefault(case.name, []).extend(m.model_copy(update={"series": []}) for m in lost)
+        for one in lost:
+            self._leave_out(one.model_copy(update={"series": []}))
         return True
+
+    def _leave_out(self, loss: Measurement) -> None:
+        """A contestant is not asked for again in this run; what is known of it is kept with its case."""
+        for kept in (self.losses, self.lost):
+            kept.setdefault(loss.case, []).append(loss)
 
     def _begin(self, environment: Environment, event: dict[str, Any], shard: Shard) -> None:
         """The first worker says where the run takes place; what is different for a successor is kept as a note."""
@@ -344,7 +370,7 @@ class _Session:
         if culprit in (*names, CONTROL) and (lost.name, culprit) not in self.skip:
             assert culprit is not None
             self.skip += ((lost.name, culprit),)
-            self.losses.setdefault(lost.name, []).append(failed(culprit))
+            self._leave_out(failed(culprit))
             if set(names) - {profile for case, profile in self.skip if case == lost.name}:
                 return
             names = []  # none is left: what is known of them is kept below

@@ -73,10 +73,11 @@ class Host:
     quiet: Callable[[], None] = lambda: None
     worker: Worker | None = None
     stopped: bool = False
+    done: bool = False
     case: str | None = None
     device: str = "cuda"
     bracket: _Bracket | None = None
-    drawn: dict[tuple[str, str], int] = field(default_factory=dict)
+    changes: dict[tuple[str, str], int] = field(default_factory=dict)
     asked: dict[str, Any] | None = None
     outside: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
     rates: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
@@ -98,7 +99,7 @@ class Host:
             if fault is not None:
                 worker.kill()
             left = worker.end()
-        if fault is None and left.code == 0:
+        if fault is None and (self.done or left.code == 0):
             return Fate(well=True, log=left.log)
         culprit = self.blamed or left.last
         known = culprit is not None and culprit[0] == self.case
@@ -131,6 +132,8 @@ class Host:
                 return None
             try:
                 self._follow(json.loads(line), at)
+                if self.done:
+                    return None  # a child that it left behind may hold the channel open
             except Fault as fault:
                 return fault
             except StoreError:
@@ -155,8 +158,8 @@ class Host:
                 self._answer({})
             case "bracket-end":
                 self._answer({"again": self._bracketed(int(event["calls"]), float(event["told_ms"]), at)})
-            case "draw":
-                self._answer({"seed": self._drawn(event)})
+            case "change":
+                self._answer({"seed": self._changed(event)})
             case "output":
                 self._answer({"rows": self._choose(event)})
             case "rows":
@@ -183,6 +186,7 @@ class Host:
                 self.take(event)
             case "done":
                 self.take(event)
+                self.done = True
             case other:
                 raise ValueError(f"event {other!r} is unknown")
 
@@ -204,16 +208,16 @@ class Host:
     def _tolerance(self, timer: str) -> float:
         return OUTSIDE_UP_TO.get((self.device, timer), 1.4)
 
-    def _drawn(self, event: dict[str, Any]) -> int:
-        """The seed of an input that is about to be examined: chosen here, so that no output of it exists yet."""
+    def _changed(self, event: dict[str, Any]) -> int:
+        """The seed of a change to an input about to be examined: chosen here, so that no output of it exists yet."""
         seed = random.SystemRandom().randrange(2**31)
-        self.drawn[Case.parse(event["case"]).name, str(event["profile"])] = seed
+        self.changes[Case.parse(event["case"]).name, str(event["profile"])] = seed
         return seed
 
     def _choose(self, event: dict[str, Any]) -> list[int]:
         """Which rows of an output the worker has to show: chosen here, after it was made."""
         case, profile = Case.parse(event["case"]), str(event["profile"])
-        seed = self.drawn.pop((case.name, profile))  # shown once: the next output is of another input
+        change = self.changes.pop((case.name, profile))  # shown once: the next output is of another input
         self.shown.add((case.name, profile))
         device = {"cuda": "cuda", "cpu": "cpu"}[self.device]
         expected = {"type": "Tensor", "shape": [case.rows, case.cols], "dtype": case.dtype, "device": device}
@@ -223,7 +227,8 @@ class Host:
             return []
         count = max(2, min(SHOWN_ROWS, SHOWN_BYTES * case.rows // case.input_bytes))
         rows = sorted(random.SystemRandom().sample(range(case.rows), min(count, case.rows)))
-        self.asked = {"case": case.name, "profile": profile, "when": str(event["when"]), "seed": seed, "rows": rows}
+        about = {"case": case.name, "profile": profile, "when": str(event["when"])}
+        self.asked = about | {"seed": self.shard.seed + 1 + int(event["input"]), "change": change, "rows": rows}
         return rows
 
     def _judge(self, event: dict[str, Any]) -> None:

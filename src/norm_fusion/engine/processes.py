@@ -23,6 +23,8 @@ WORKER = [sys.executable, "-m", "norm_fusion.measure.worker"]
 VERIFIER = [sys.executable, "-m", "norm_fusion.measure.verifier"]
 # Before its first case a worker imports PyTorch, which on a slow disk takes longer than any contestant should.
 START_S = 120
+# One that said its last word has this long to go.
+END_S = 20
 # The verifier judges a few rows: longer than this and it hangs.
 VERIFIER_S = 120
 # A message is at most a few rows in base64, or the samples of a case: longer is rubbish.
@@ -75,7 +77,13 @@ class Worker:
         self.log = ""
         self.printing = threading.Thread(target=self._print, daemon=True)
         self.printing.start()
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reading = threading.Thread(target=self._read, daemon=True)
+        self.reading.start()
+
+    @property
+    def gone(self) -> bool:
+        """Has it ended, asked or not?"""
+        return self.process.poll() is not None
 
     @property
     def pid(self) -> int:
@@ -106,11 +114,18 @@ class Worker:
             self.process.kill()
 
     def end(self) -> Remains:
-        """Wait for its end, and clean up behind it."""
-        code = self.process.wait()
-        self.kill()  # what it started and left behind would hold our end of its stderr open
-        self.printing.join(timeout=5)
-        _close(self.process)
+        """Wait for its end, which it has announced or was brought about, and clean up behind it."""
+        try:
+            code = self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        self.kill()  # what it started and left behind
+        # A child that made a session of its own outlives that, and holds our pipes open: they are left to it.
+        self.printing.join(timeout=1)
+        self.reading.join(timeout=1)
+        if not self.printing.is_alive() and not self.reading.is_alive():
+            _close(self.process)
         left = self.crumb.read_bytes().rstrip(b"\0").decode(errors="replace").split("\n")
         self.folder.cleanup()
         return Remains(code, self.log, (left[0], left[1]) if len(left) == 2 else None)

@@ -136,7 +136,7 @@ def _figures(
     medians = [record.p50_ms for record in group if record.p50_ms is not None]
     first, p50, p95 = group[0], medians[0], group[0].p95_ms
     if len(group) > 1:
-        blocks = [block for record in group for block in samples(record).blocks]
+        blocks = metrics.evened([samples(record).blocks for record in group])
         p50, p95 = metrics.percentile(blocks, 50), metrics.percentile(blocks, 95)
     figures: dict[str, object] = {
         "p50_ms": p50,

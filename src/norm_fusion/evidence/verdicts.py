@@ -136,7 +136,7 @@ def _call(
         assert low is not None and high is not None  # noqa: PT018 - _few has seen to it
         found = verdict(low, high)
     label, code, reason = found
-    if manifest.state == "interrupted":
+    if manifest.state == "interrupted" and len(trial.ratios) < manifest.fewest:
         reason += f"; the run was interrupted, and this is of {len(trial.ratios)} processes"
     return Call(
         case=subject.case,

@@ -60,8 +60,8 @@ class Examiner:
         self.device = inputs[0].device
         self.rows = spread_rows(case, CPU_SAMPLED_ROWS, self.device) if self.device.type == "cpu" else None
         self.rows_before = None if thorough else self.rows
-        # The seed that each input was drawn with.
-        self.drawn = [seed + 1 + i for i in range(len(inputs))]
+        # Of each input: the seed that it was drawn with, and that of its change since.
+        self.drawn: list[tuple[int, int | None]] = [(seed + 1 + i, None) for i in range(len(inputs))]
         # Whose sums are compared after each block: up to eight inputs, on a CPU one row in sixteen of them.
         step = 16 if self.device.type == "cpu" else 1
         self.watched = [x[::step] for x in inputs[:: -(-len(inputs) // WATCHED)]]
@@ -69,7 +69,8 @@ class Examiner:
 
     def content(self, i: int) -> Tensor:
         """What input `i` has to hold."""
-        return draw_input(self.case, self.device, self.drawn[i])
+        seed, change = self.drawn[i]
+        return draw_input(self.case, self.device, seed, change=change)
 
     def entered(self, contestant: Contestant) -> None:
         self.parent.at(self.case.name, contestant.name)
@@ -102,7 +103,7 @@ class Examiner:
 
     def set_up(self, contestant: Contestant, i: int) -> None:
         """New content for input `i` at an address that the contestant knows, and poison where its output will be."""
-        self._draw_anew(contestant, i)
+        self._change(contestant, i)
         self.sums = self._sums()
         kept = contestant.outputs[i]
         if isinstance(kept, Tensor) and kept.is_floating_point() and not self._is_input(kept):
@@ -133,7 +134,7 @@ class Examiner:
         """New content at an address that the contestant knows: an output remembered by address is stale now."""
         last = len(self.inputs) - 1
         self.entered(contestant)
-        x = self._draw_anew(contestant, last)
+        x = self._change(contestant, last)
         poison(x, POISONS[0])
         out = contestant.launch(x)
         self.judge(contestant.name, check(out, x, self.operands, self.case, self.rows), "after timing")
@@ -147,15 +148,16 @@ class Examiner:
     def show(self, name: str, i: int, output: Any, when: str) -> None:
         """Let the parent choose rows, and send these of input and output: they are judged elsewhere."""
         told = {"case": self.case.name, "profile": name, "when": when}
-        wanted = self.parent.ask("output", **told, kind=kind_of(output))["rows"]
+        wanted = self.parent.ask("output", **told, input=i, kind=kind_of(output))["rows"]
         if not wanted:
             return  # of a kind that has no rows to send: judged by its kind
         rows = torch.tensor(wanted, device=self.device)
         self.parent.ask("rows", x=_encoded(self.inputs[i][rows]), y=_encoded(output[rows]))
 
-    def _draw_anew(self, contestant: Contestant, i: int) -> Tensor:
-        """Fill input `i` from a seed that the parent chooses now: nobody can have the right result already."""
-        self.drawn[i] = int(self.parent.ask("draw", case=self.case.name, profile=contestant.name)["seed"])
+    def _change(self, contestant: Contestant, i: int) -> Tensor:
+        """Change input `i` by a seed that the parent chooses now: nobody can have the right result already."""
+        told = self.parent.ask("change", case=self.case.name, profile=contestant.name)
+        self.drawn[i] = self.drawn[i][0], int(told["seed"])
         return self.inputs[i].copy_(self.content(i))
 
     def _clocks(self, name: str, when: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
-from norm_fusion.measure.clocks import monotonic
+from norm_fusion.measure.clocks import monotonic, watch
 from norm_fusion.measure.ring import Contestant, Lost, Ring
 from norm_fusion.records import Cache, Series
 
@@ -220,3 +220,6 @@ def first_line(error: BaseException) -> str:
     """The kind of an exception and the first line that it prints, at most 300 characters."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+
+
+watch(__name__, "Event", "profiler", "monotonic", "graph", "device", "back_to_back", "call_intervals")

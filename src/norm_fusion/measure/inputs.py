@@ -26,10 +26,13 @@ TABLE_BITS = 16
 MASK = 2**32 - 1
 
 
-def draw_input(case: Case, device: torch.device, seed: int, rows: Tensor | None = None) -> Tensor:
+def draw_input(
+    case: Case, device: torch.device, seed: int, rows: Tensor | None = None, change: int | None = None
+) -> Tensor:
     """Activations, shape (rows, cols): normal, with one channel in 128 twenty times larger and a small mean.
 
-    `rows`: the indices of those to draw, shape (n,), instead of all.
+    `rows`: the indices of those to draw, shape (n,), not all. `change`: the seed by which one element of each row
+    is larger, so much that four is added to the row's mean square: few enough that none who looks at a few finds them.
     """
     index = torch.arange(case.rows, device=device) if rows is None else rows.to(device)
     cols = torch.arange(case.cols, device=device)
@@ -46,6 +49,10 @@ def draw_input(case: Case, device: torch.device, seed: int, rows: Tensor | None 
         picked += half
         part = x[first : first + each]
         torch.index_select(table, 0, picked.view(-1), out=part.view(-1))
+    if change is not None:
+        where = (_hash(index, change) % case.cols)[:, None]
+        was = x.gather(1, where)
+        x.scatter_(1, where, was + torch.full_like(was, 2 * case.cols**0.5).copysign(was))
     return x
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from norm_fusion.measure.clocks import CpuProbe, GpuProbe, monotonic, perf_counter_ns
+from norm_fusion.measure.clocks import CpuProbe, GpuProbe, monotonic, perf_counter_ns, watch
 from norm_fusion.records import Cache, Series, Timer
 from norm_fusion.spec import MOST_ROUNDS, Effort
 
@@ -257,3 +257,6 @@ class Ring:
         for contestant in self.contestants:
             contestant.graph = None
             contestant.outputs = []
+
+
+watch(__name__, "perf_counter_ns", "monotonic", "Ring")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norm_fusion.measure.clocks import perf_counter_ns
+from norm_fusion.measure.clocks import perf_counter_ns, watch
 from norm_fusion.measure.ring import Contestant, Ring
 from norm_fusion.records import Cache, Timer
 
@@ -57,3 +57,6 @@ def back_to_back(ring: Ring, contestant: Contestant, calls: int) -> tuple[int, f
 
 def _nothing() -> None:
     pass
+
+
+watch(__name__, "perf_counter_ns", "wall", "back_to_back")

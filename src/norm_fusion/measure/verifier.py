@@ -27,7 +27,7 @@ def judge(request: dict[str, Any]) -> dict[str, Any]:
     case = Case.parse(request["case"])
     rows = torch.tensor(request["rows"])
     x = _decoded(request["x"], case, len(rows))
-    expected = draw_input(case, CPU, request["seed"], rows)
+    expected = draw_input(case, CPU, request["seed"], rows, request["change"])
     if x is None or not torch.equal(x.view(torch.uint8), expected.view(torch.uint8)):
         return {"wrong": "the input is not the one that was drawn", "code": Code.MUTATED_INPUT}
     y = _decoded(request["y"], case, len(rows))

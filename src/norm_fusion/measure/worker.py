@@ -1,6 +1,6 @@
 """The process that measures a shard: reads it as a line of JSON, answers in JSON lines on stdout. The lab's main path.
 
-Events, in order: `environment` once; then for each case `progress` many times, `draw`, `output` and `rows`, `bracket`
+Events, in order: `environment` once; then for each case `progress` many times, `change`, `output` and `rows`, `bracket`
 and `bracket-end`, `quiet` (these six wait for an answer), `beat` while nothing else is said, and `case` with its
 measurements; `done`. Before all of them `ready`, from one that was started to stand by.
 `refused` alone where the shard cannot run here; `broken` where a contestant left the device unusable. What libraries
@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 from norm_fusion import backends
@@ -87,6 +88,8 @@ def main() -> int:
             del run, measurements
             if device.type == "cuda":
                 torch.cuda.empty_cache()
+            else:
+                _trim()
     parent.send(
         "done",
         conditions=environment.conditions(device).model_dump(),
@@ -106,6 +109,12 @@ def _get_ready(out: TextIO) -> None:
 
     out.write(json.dumps({"event": "ready"}) + "\n")
     out.flush()
+
+
+def _trim() -> None:
+    """Give memory that is free back to the system, which otherwise counts it as taken (glibc)."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _steps(shard: Shard, device: str) -> int:

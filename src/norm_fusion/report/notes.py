@@ -27,7 +27,7 @@ NAMED = 4  # rows that a note names before it counts the rest
 
 def notes(manifest: Manifest, rows: Sequence[Row]) -> list[str]:
     """All of it, printable."""
-    said = [effort(manifest, rows), *controls(rows), *reruns(rows, everything=False)]
+    said = [effort(manifest, rows), *manifest.notes, *controls(rows), *reruns(rows, everything=False)]
     said += [*apart(rows), *undecided(rows, everything=False), *happened(rows), *_rows(rows), *company(manifest)]
     if any(row.status is Status.CHECKED for row in rows):
         said.append("* right in Triton's interpreter, on a sample of the rows; a CPU says nothing of its latency")
@@ -161,10 +161,10 @@ def _is_gpu(row: Row) -> bool:
 
 def happened(rows: Sequence[Row]) -> Iterator[str]:
     """What happened to the machine, by kind, with the rows sampled meanwhile; what no call gives as reason."""
-    told = {call.code for row in rows for call in row.calls}
     by_kind: dict[str, dict[str, str]] = {}
     for row in rows:
         for record in row.series.values():
+            told = {call.code for call in row.calls}
             for event in (event for event in record.events if event.kind not in told):
                 by_kind.setdefault(event.kind, {}).setdefault(f"{row.name} at {row.case}", event.detail)
     for kind, by_row in by_kind.items():

@@ -29,7 +29,7 @@ Claimed = tuple[str, str, str, Timer, Cache]
 
 
 def changes(made: Conclusions, stored: Conclusions | None) -> list[tuple[Call | None, Call | None]]:
-    """The calls that are not what they were, as (stored, made); None where a claim is new, or no longer made."""
+    """The calls whose label, code or figure is not what it was, as (stored, made); None where one is new, or gone."""
     before: dict[Claimed, Call] = {} if stored is None else {call.claim: call for call in stored.calls}
     after = {call.claim: call for call in made.calls}
     pairs = [(before.get(claim), after.get(claim)) for claim in dict.fromkeys([*after, *before])]
@@ -51,7 +51,8 @@ def show_calls(console: Console, made: Conclusions, stored: Conclusions | None) 
         _line(console, f"nothing changed against the stored calls, by rule {stored.rule}")
     for was, now in changed:
         claim = "".join({_claim(each): None for each in (was, now) if each is not None})
-        old, new = ("no call" if each is None else f"{each.label.value} ({each.code})" for each in (was, now))
+        told = _figure if was is not None and now is not None and _labelled(was) == _labelled(now) else _labelled
+        old, new = ("no call" if each is None else told(each) for each in (was, now))
         why = "" if now is None else f": {now.reason}"
         _line(console, f"{claim}: {old} -> {new}, rule {stored.rule} -> {made.rule}{why}")
 
@@ -108,8 +109,17 @@ def _cells(row: Row) -> list[Text | str]:
     ]
 
 
-def _said(call: Call) -> tuple[Label, str]:
-    return call.label, call.code
+def _said(call: Call) -> tuple[str, str]:
+    return _labelled(call), _figure(call)
+
+
+def _labelled(call: Call) -> str:
+    return f"{call.label.value} ({call.code})"
+
+
+def _figure(call: Call) -> str:
+    speedup = "no speedup" if call.speedup is None else f"{call.speedup:.4f}x"
+    return f"{speedup} of {call.processes} processes of attempt {call.attempt + 1}"
 
 
 def _claim(call: Call) -> str:

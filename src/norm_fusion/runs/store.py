@@ -29,7 +29,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from norm_fusion import metrics
 from norm_fusion.records import SCHEMA, Conclusions, Conditions, Manifest, Record, Samples
-from norm_fusion.spec import CONTROL, ROOF, SpecError
+from norm_fusion.spec import BASELINE, BASELINE_OF, CONTROL, ROOF, Op, SpecError
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -164,14 +164,28 @@ class RunStore:
         for record in records:
             try:
                 if record.samples_file is not None:
-                    p50 = metrics.percentile(self.samples(record).blocks, 50)
-                    if record.p50_ms is None or not math.isclose(p50, record.p50_ms, rel_tol=1e-9):
-                        said = f"its p50 is {record.p50_ms} ms, that of its samples {p50} ms"
-                        raise StoreError(f"record {record.key} was edited: {said}")
+                    self._verify(record)
                 kept.append(record)
             except StoreError as error:
                 left_out[str(error)] = None
         return kept, list(left_out)
+
+    def _verify(self, record: Record) -> None:
+        """Raise StoreError where a figure that is quoted does not follow from the samples."""
+        mine = self.samples(record)
+        follow: dict[str, tuple[float | None, float]] = {
+            "p50": (record.p50_ms, metrics.percentile(mine.blocks, 50)),
+            "p95": (record.p95_ms, metrics.percentile(mine.blocks, 95)),
+        }
+        # Before schema 2 a speedup was the mean over rounds.
+        for name, told in record.speedup.items() if record.schema_version > 1 else ():
+            profile = BASELINE_OF[Op(record.op)] if name == BASELINE else name
+            peer = self.samples(record.model_copy(update={"profile": profile}))
+            follow[f"speedup over {name}"] = told, metrics.speedup(peer.blocks, mine.blocks)
+        for what, (told_here, found) in follow.items():
+            if told_here is None or not math.isclose(told_here, found, rel_tol=1e-9):
+                said = f"its {what} is {told_here}, that of its samples {found}"
+                raise StoreError(f"record {record.key} was edited: {said}")
 
     def samples(self, record: Record) -> Samples:
         """The raw samples of a record, checked against its hash.
