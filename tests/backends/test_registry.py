@@ -37,7 +37,7 @@ def test_a_backend_that_does_not_serve_the_operator_is_an_error() -> None:
 
 @pytest.mark.parametrize("text", ["mine:fast", "pkg.sub.mod:fn_2", "_m:_f", "rmsnorm=mine:fast", "layernorm=a.b:c"])
 def test_a_contestant_is_a_module_and_a_function(text: str) -> None:
-    assert contestant(text) == text
+    assert contestant(text, set(Op)) == text
     assert is_users(text)
 
 
@@ -64,7 +64,7 @@ def test_a_contestant_is_a_module_and_a_function(text: str) -> None:
 )
 def test_what_is_no_contestant_is_told_how_to_write_one(text: str) -> None:
     with pytest.raises(SpecError, match="is not module:function: write it like mykernels:rms_norm") as said:
-        contestant(text)
+        contestant(text, set(Op))
     assert len(str(said.value)) < 300
     assert not is_users(text)
 
@@ -100,3 +100,9 @@ def test_spins_are_not_judged_and_everything_else_is() -> None:
 def test_the_control_is_the_one_that_claims_are_about(names: list[str], gpu: str, cpu: str) -> None:
     assert controlled(names, "cuda") == gpu
     assert controlled(names, "cpu") == cpu
+
+
+def test_a_contestant_that_no_case_asks_for_is_refused() -> None:
+    assert contestant("rmsnorm=mine:norm", {Op.RMSNORM}) == "rmsnorm=mine:norm"
+    with pytest.raises(SpecError, match="has no case: this run is of rmsnorm alone"):
+        contestant("layernorm=mine:norm", {Op.RMSNORM})

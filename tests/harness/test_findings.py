@@ -4,7 +4,7 @@ import pytest
 
 from norm_fusion.harness import findings
 from norm_fusion.harness.page import page, summary
-from norm_fusion.harness.trials import Trial, trials
+from norm_fusion.harness.trials import CHEATS, Trial, trials
 from norm_fusion.records import Call, Conclusions, HarnessCheck, HarnessReport, Label, Record, Status
 from norm_fusion.spec import Op
 
@@ -73,8 +73,10 @@ def test_the_slope_of_known_answers(slope: float, passed: bool) -> None:
 def test_a_cheat_that_is_missed_and_an_honest_one_that_is_blamed_fail() -> None:
     trial = CPU["sabotage"]
     cheats = [name for name in trial.profiles if ":" in name]
-    calls = [call(Label.INVALID, profile=name) for name in cheats]
+    calls = [call(Label.INVALID, profile=name, code=CHEATS[name.rpartition(":")[2]].value) for name in cheats]
     assert concluded("sabotage", calls)["sabotage"].passed
+    other = calls[0].model_copy(update={"code": "above-ceiling"})
+    assert concluded("sabotage", [other, *calls[1:]])["sabotage"].passed is False, "found by luck"
     assert concluded("sabotage", calls[1:])["sabotage"].passed is False
     honest = call(Label.INVALID, profile="torch-native", baseline="torch-eager")
     assert concluded("sabotage", [*calls, honest])["sabotage"].passed is False

@@ -40,7 +40,7 @@ def test_every_cheat_is_found_by_a_reason_of_its_own(report: HarnessReport) -> N
     codes = {str(row["contestant"]): row["code"] for row in check(report, "sabotage").details}
     assert codes == {
         "stale_output": "wrong-output",
-        "cached_output": codes["cached_output"],  # by its speed, or by what it remembers
+        "cached_output": "wrong-output",
         "side_stream": "wrong-output",
         "mutated_input": "mutated-input",
         "wrong_dtype": "wrong-kind",

@@ -168,6 +168,13 @@ def test_the_first_process_compares_all_rows_and_the_others_a_sample() -> None:
         assert measured["torch-native"].checked_rows == rows
 
 
+def test_where_the_first_choice_cannot_run_another_is_the_control() -> None:
+    measured, _ = measure("no.such:thing", "torch-native", "torch-eager", control=True)
+    assert state(measured["no.such:thing"]) == (Status.UNAVAILABLE, Code.MISSING)
+    assert measured[CONTROL].status is Status.OK
+    assert measured[CONTROL].control_of == "torch-native"
+
+
 def test_what_cannot_be_timed_is_checked_by_the_first_process_only() -> None:
     m = measure("triton-fused-rmsnorm", "torch-native", replicate=1)[0]["triton-fused-rmsnorm"]
     assert state(m) == (Status.UNAVAILABLE, Code.MISSING)

@@ -10,7 +10,7 @@ known.py    known answers and saboteurs, for `norm-fusion check-harness`      ro
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from norm_fusion.spec import BASELINE, BASELINE_OF, Op, Profile, SpecError
@@ -78,7 +78,7 @@ def select(names: Sequence[str], ops: Iterable[Op]) -> tuple[str, ...]:
         elif name in BY_NAME:
             chosen.add(name)
         else:
-            known = ", ".join([*FAMILIES, BASELINE, *BY_NAME])
+            known = ", ".join([*FAMILIES, BASELINE, *(p.name for p in PROFILES if p.family in FAMILIES)])
             raise SpecError(f"backend {name!r} is unknown: choose from {known}")
     serving = tuple(p.name for p in PROFILES if p.name in chosen and wanted & set(p.ops))
     if not serving:
@@ -86,17 +86,19 @@ def select(names: Sequence[str], ops: Iterable[Op]) -> tuple[str, ...]:
     return serving
 
 
-def contestant(text: str) -> str:
+def contestant(text: str, ops: Collection[Op]) -> str:
     """The profile that `--contestant` means: `module:function`, or `rmsnorm=module:function` for one operator only.
 
     Raises:
-        SpecError: it is neither.
+        SpecError: it is neither, or for an operator that is not among `ops`.
     """
     if USERS.fullmatch(text) is None:
         raise SpecError(
             f"contestant {text[:80]!r} is not module:function: write it like mykernels:rms_norm, "
             "or rmsnorm=mykernels:rms_norm for one operator only"
         )
+    if not any(serves(text, op) for op in ops):
+        raise SpecError(f"contestant {text!r} has no case: this run is of {', '.join(ops)} alone")
     return text
 
 

@@ -90,7 +90,10 @@ def _benchmark(
             question="How much does a fused normalization kernel move latency on this machine?",
             suite=None,
             cases=cases,
-            profiles=(*profiles, *(backends.contestant(text) for text in contestant or [])),
+            profiles=(
+                *profiles,
+                *(backends.contestant(text, {case.op for case in cases}) for text in contestant or []),
+            ),
             device=device,
             pace=_pace(processes, precision, budget, timeout, quick),
             run_id=run_id,
@@ -139,7 +142,10 @@ def _run(
             question=chosen.question,
             suite=chosen.name,
             cases=cases,
-            profiles=(*profiles, *(backends.contestant(text) for text in contestant or [])),
+            profiles=(
+                *profiles,
+                *(backends.contestant(text, {case.op for case in cases}) for text in contestant or []),
+            ),
             device=device,
             pace=_pace(processes, precision, budget, timeout, quick),
             run_id=run_id,

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from norm_fusion.records import Conclusions, Manifest
 
 EXIT_CODES = (
-    "Exit codes: 0 all rows ok or unavailable; 1 a row is wrong or failed (it raised, crashed or hung); 2 bad usage; "
+    "Exit codes: 0 all rows ok or unavailable; 1 a row is wrong or failed (it raised, crashed or hung), or a "
+    "--contestant is not there; 2 bad usage; "
     "130 or 143 interrupted (what was measured is kept and shown)."
 )
 DEVICES = "auto, cpu, cuda or cuda:N"

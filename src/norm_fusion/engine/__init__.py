@@ -72,12 +72,17 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0: all rows ok or unavailable; 1: a row is wrong or failed, or not kept; 128 + signal: interrupted."""
+        """0: all rows ok or unavailable; 1: a row is wrong or failed, a user's not there, or not all of it kept; 128 +
+        signal: interrupted.
+        """
         if self.interrupted is not None:
             return 128 + self.interrupted
-        return int(
-            self.problem is not None or any(record.status in (Status.WRONG, Status.FAILED) for record in self.records)
-        )
+        return int(self.problem is not None or any(_bad(record) for record in self.records))
+
+
+def _bad(record: Record) -> bool:
+    absent = record.status is Status.UNAVAILABLE and backends.is_users(record.profile)
+    return record.status in (Status.WRONG, Status.FAILED) or absent
 
 
 def run(plan: Plan, manifest: Manifest, create: Callable[[], RunStore], listener: Listener) -> Outcome:

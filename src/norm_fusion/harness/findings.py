@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from norm_fusion.backends import is_users
-from norm_fusion.harness.trials import Trial
+from norm_fusion.harness.trials import CHEATS, Trial
 from norm_fusion.records import Call, Conclusions, HarnessCheck, Label, Record, Status
 
 # Of 60 intervals of 95% at most 7 may exclude the truth: more has a chance of 2% where all is well.
@@ -164,13 +164,13 @@ def _sabotage(calls: Sequence[Call], trial: Trial) -> HarnessCheck:
     wanted = [name for name in trial.profiles if is_users(name)]
     found: dict[str, Call] = {}
     for call in calls:
-        if call.label is Label.INVALID:
+        if call.label is Label.INVALID and call.code == CHEATS.get(call.profile.rpartition(":")[2]):
             found.setdefault(call.profile, call)
     honest = [call for call in calls if call.label is Label.INVALID and not is_users(call.profile)]
     return HarnessCheck(
         name="sabotage",
         passed=set(wanted) <= set(found) and not honest,
-        wanted="every cheat is invalid, and nobody else",
+        wanted="every cheat is invalid, for the right reason, and nobody else",
         found=f"{len(set(wanted) & set(found))} of {len(wanted)}"
         + (f", and {len(honest)} honest calls invalid" if honest else ""),
         details=[

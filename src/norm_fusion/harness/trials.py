@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from norm_fusion.backends import SPIN_RATIOS
+from norm_fusion.records import Code
 from norm_fusion.spec import FEWEST, ITEMSIZE, Case, Effort, Op
 
 SABOTEURS = "norm_fusion.backends.saboteurs"
-CHEATS = (
-    "stale_output",
-    "cached_output",
-    "side_stream",
-    "mutated_input",
-    "wrong_dtype",
-    "patched_clock",
-    "skipped_rows",
-)
+# Each with the reason that it has to be found by.
+CHEATS = {
+    "stale_output": Code.WRONG_OUTPUT,
+    "cached_output": Code.WRONG_OUTPUT,
+    "side_stream": Code.WRONG_OUTPUT,
+    "mutated_input": Code.MUTATED_INPUT,
+    "wrong_dtype": Code.WRONG_KIND,
+    "patched_clock": Code.TIMER,
+    "skipped_rows": Code.WRONG_OUTPUT,
+    "lying_clock": Code.TIMER,
+}
+# That one lies for everybody in its process: it has a run of its own.
+APART = "lying_clock"
 BREAKERS = ("raises_late", "wrong_shape", "crashes", "memory_fault", "hangs")
 
 # Ten shapes x two operators x three dtypes: 60 cases, on a GPU of 2 MiB to 64 MiB in 16 bits.
@@ -131,14 +136,21 @@ def trials(device: str, reduced: bool) -> Iterator[Trial]:
     large = Case(Op.RMSNORM, 4096, 4096, "float16") if kind == "cuda" else Case(Op.RMSNORM, 2048, 1024, "float32")
     both = ("graph", "wall-cold")
     yield Trial(
-        "sabotage", "sabotage", "Is cheating found?", (large,), ("torch-native", *_users(CHEATS)), 2, both, SHORT[kind]
+        "sabotage",
+        "sabotage",
+        "Is cheating found?",
+        (large,),
+        ("torch-native", *_users(name for name in CHEATS if name != APART)),
+        2,
+        both,
+        SHORT[kind],
     )
     yield Trial(
         "sabotage",
         "sabotage-clock",
         "Is a clock found that lies from within?",
         (large,),
-        ("torch-native", *_users(("lying_clock",))),
+        ("torch-native", *_users((APART,))),
         2,
         both,
         SHORT[kind],
@@ -156,5 +168,5 @@ def trials(device: str, reduced: bool) -> Iterator[Trial]:
     )
 
 
-def _users(names: tuple[str, ...]) -> tuple[str, ...]:
+def _users(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"rmsnorm={SABOTEURS}:{name}" for name in names)

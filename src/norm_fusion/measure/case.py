@@ -148,6 +148,8 @@ class CaseRun:
         if outcome.profile == ROOF:
             self._prepare_roof(outcome)
             return
+        if outcome.control_of is not None:
+            self._control_of_who_runs(outcome)
         self.progress(f"prepare {outcome.profile}")
         self.parent.at(self.case.name, outcome.profile)
         try:
@@ -168,6 +170,12 @@ class CaseRun:
             raise
         except Exception as error:  # noqa: BLE001 - a contestant may raise anything: it costs its own row
             self._raised(outcome, error)
+
+    def _control_of_who_runs(self, control: Outcome) -> None:
+        """Where the contestant that was to run a second time cannot run at all, another one does."""
+        there = [o.profile for o in self.outcomes.values() if o.contestant is not None]
+        if there and control.control_of not in there:
+            control.control_of = backends.controlled(there, self.device.type)
 
     def _raised(self, outcome: Outcome, error: BaseException) -> None:
         """A contestant's exception; one that leaves the device unusable ends this process."""
