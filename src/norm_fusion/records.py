@@ -233,6 +233,7 @@ class Conclusions(_Stored):
     rule: int
     pooled: list[Record]
     calls: list[Call]
+    digest: str | None = None  # of all above and of the files of records: what either was edited since is not believed
 
 
 class Manifest(_Stored):

@@ -223,9 +223,20 @@ def test_conclusions_come_back_and_none_are_none(tmp_path: Path) -> None:
     assert store.conclusions() is None
     made = Conclusions(rule=1, pooled=[record(replicate=None)], calls=[])
     store.write_conclusions(made)
-    assert store.conclusions() == made
-    (store.path / "calls.json").write_text("{")
-    with pytest.raises(StoreError, match=r"calls\.json is not a readable conclusions"):
+    found = store.conclusions()
+    assert found is not None and found.digest is not None
+    assert found.model_copy(update={"digest": None}) == made
+
+
+@pytest.mark.parametrize("edited", ["calls.json", f"records/{CASE}.r0.json"])
+def test_conclusions_that_were_edited_or_are_of_other_records_are_not_believed(tmp_path: Path, edited: str) -> None:
+    store = RunStore.create(tmp_path, "a")
+    store.keep(CASE, 0, 0, [(record(), samples(record()))])
+    store.write_conclusions(Conclusions(rule=1, pooled=[record(replicate=None)], calls=[]))
+    path = store.path / edited
+    assert "2.0" in path.read_text()
+    path.write_text(path.read_text().replace("2.0", "1.0"))
+    with pytest.raises(StoreError, match=r"calls\.json was edited, or the records were since"):
         store.conclusions()
 
 

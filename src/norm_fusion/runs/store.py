@@ -124,7 +124,8 @@ class RunStore:
 
     def write_conclusions(self, conclusions: Conclusions) -> None:
         """Keep what a rule made of the records."""
-        write_whole(self.path / "calls.json", _json(conclusions))
+        made = conclusions.model_copy(update={"digest": self._digest(conclusions)})
+        write_whole(self.path / "calls.json", _json(made))
 
     def append_conditions(self, readings: Iterable[Conditions]) -> None:
         """Add readings to conditions.jsonl. A line that an earlier writer left unfinished goes first."""
@@ -208,7 +209,18 @@ class RunStore:
     def conclusions(self) -> Conclusions | None:
         """What a rule made of the records, as it was last stored; None where nothing is."""
         path = self.path / "calls.json"
-        return _read(path, Conclusions) if path.is_file() else None
+        if not path.is_file():
+            return None
+        made = _read(path, Conclusions)
+        if made.digest != self._digest(made):
+            raise StoreError(f"{path} was edited, or the records were since it was written: it is not believed")
+        return made
+
+    def _digest(self, conclusions: Conclusions) -> str:
+        read = sha256(_json(conclusions.model_copy(update={"digest": None})))
+        for path in self._record_files():
+            read.update(path.name.encode() + b"\0" + sha256(path.read_bytes()).digest())
+        return read.hexdigest()
 
     def conditions(self) -> Iterator[Conditions]:
         """The readings, in time order. A last line that was cut off, as a crash leaves it, is skipped."""
