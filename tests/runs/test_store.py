@@ -226,6 +226,9 @@ def test_conclusions_come_back_and_none_are_none(tmp_path: Path) -> None:
     found = store.conclusions()
     assert found is not None and found.digest is not None
     assert found.model_copy(update={"digest": None}) == made
+    (store.path / "calls.json").write_text("{")
+    with pytest.raises(StoreError, match=r"calls\.json is not a readable conclusions"):
+        store.conclusions()
 
 
 @pytest.mark.parametrize("edited", ["calls.json", f"records/{CASE}.r0.json"])
