@@ -529,13 +529,16 @@ for each in rows:
 def test_a_rerun_draws_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = "for each in rows: each['notes'] = [str(shard['seed'])]"
     worker(monkeypatch, told=NOISY.format(quiet_from=9) + seeds)
-    _, store = run(tmp_path, plan(*TWO, cases=CASES[1:2], fewest=2, most=2, reruns=2, quick=False))
-    assert len({record.notes[0] for record in store.records()}) == 6
+    _, store = run(tmp_path, plan(*TWO, cases=CASES[1:2], fewest=3, most=3, reruns=2, quick=False))
+    assert len({record.notes[0] for record in store.records()}) == 9
 
 
-def test_one_process_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_too_few_for_a_call_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
     worker(monkeypatch, told=NOISY.format(quiet_from=9))
-    _, store = run(tmp_path, plan(*TWO, reruns=2, quick=False))
+    _, store = run(tmp_path, plan(*TWO, fewest=processes, most=processes, reruns=2, quick=False))
     assert {record.attempt for record in store.records()} == {0}
 
 

@@ -26,7 +26,7 @@ from norm_fusion.engine.host import Fate, Host
 from norm_fusion.engine.monitor import Monitor, events
 from norm_fusion.engine.processes import Verifier, Worker
 from norm_fusion.evidence import verdicts
-from norm_fusion.evidence.pool import pool
+from norm_fusion.evidence.pool import ENOUGH, pool
 from norm_fusion.records import Code, Conclusions, Conditions, Environment, Manifest, Measurement, Record, Status
 from norm_fusion.runs.derive import records_of
 from norm_fusion.runs.store import RunStore, now
@@ -384,8 +384,8 @@ class _Session:
 
     def _noisy(self) -> list[str]:
         """The cases to run again."""
-        if self.outcome.interrupted is not None or self.plan.fewest < 2:
-            return []
+        if self.outcome.interrupted is not None or self.plan.most < ENOUGH:
+            return []  # of so few there is no call that a rerun could mend
         return verdicts.needs_rerun(self._conclude().calls)
 
     def _widest(self, case: Case, attempt: int) -> float | None:
@@ -406,7 +406,7 @@ class _Session:
         self._update(state=state, finished_at=now())
         if self.store is not None:
             self.outcome.conclusions = self._conclude()
-            self.store.write_conclusions(self.outcome.conclusions)
+            self.outcome.conclusions = self.store.write_conclusions(self.outcome.conclusions)
 
     def _update(self, **changes: Any) -> None:
         self.manifest = self.manifest.model_copy(update=changes)

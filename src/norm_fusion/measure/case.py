@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -182,6 +183,9 @@ class CaseRun:
         if isinstance(error, Wrong):
             outcome.contestant = None  # it was judged already
             return
+        # Its own words, with where they were said: worker.log keeps what is printed here.
+        sys.stderr.write(f"--- {outcome.profile} at {self.case.name}, process {self.shard.replicate + 1}:\n")
+        traceback.print_exception(error)
         program = builtin.missing_program(error)
         if program is None:
             full = isinstance(error, (torch.OutOfMemoryError, MemoryError))

@@ -122,10 +122,11 @@ class RunStore:
         write_whole(self.path / "records" / f"{name}.json", f"[\n{rows}\n]\n".encode())
         return records
 
-    def write_conclusions(self, conclusions: Conclusions) -> None:
-        """Keep what a rule made of the records."""
+    def write_conclusions(self, conclusions: Conclusions) -> Conclusions:
+        """Keep what a rule made of the records; returned as it is kept, with its digest."""
         made = conclusions.model_copy(update={"digest": self._digest(conclusions)})
         write_whole(self.path / "calls.json", _json(made))
+        return made
 
     def append_conditions(self, readings: Iterable[Conditions]) -> None:
         """Add readings to conditions.jsonl. A line that an earlier writer left unfinished goes first."""
