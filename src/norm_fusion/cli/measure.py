@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -84,16 +85,13 @@ def _benchmark(
     """
     with usage("benchmark-norms"):
         cases = _cases(_ops(op), rows or [], cols or [], shape or [], dtype or [])
-        profiles = backends.select(backend or ["all"], {case.op for case in cases})
+        profiles = _profiles(backend or ["all"], contestant or [], cases)
         _measure(
             title="Normalizations on this machine",
             question="How much does a fused normalization kernel move latency on this machine?",
             suite=None,
             cases=cases,
-            profiles=(
-                *profiles,
-                *(backends.contestant(text, {case.op for case in cases}) for text in contestant or []),
-            ),
+            profiles=profiles,
             device=device,
             pace=_pace(processes, precision, budget, timeout, quick),
             run_id=run_id,
@@ -136,16 +134,13 @@ def _run(
                 "other options are in `norm-fusion run --help`"
             )
         cases = chosen.select(tuple(known[word] for word in context.args))
-        profiles = backends.select(backend or chosen.profiles, {case.op for case in cases})
+        profiles = _profiles(backend or chosen.profiles, contestant or [], cases)
         _measure(
             title=chosen.title,
             question=chosen.question,
             suite=chosen.name,
             cases=cases,
-            profiles=(
-                *profiles,
-                *(backends.contestant(text, {case.op for case in cases}) for text in contestant or []),
-            ),
+            profiles=profiles,
             device=device,
             pace=_pace(processes, precision, budget, timeout, quick),
             run_id=run_id,
@@ -265,6 +260,12 @@ def _count(option: str, text: str) -> int:
     if re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()) is None:
         raise SpecError(f"{option} {text[:40]!r} is not a whole number: write it like {option} 4096")
     return int(text)
+
+
+def _profiles(named: Sequence[str], contestants: Sequence[str], cases: Sequence[Case]) -> tuple[str, ...]:
+    """The profiles of both kinds that some case has a use for."""
+    ops = {case.op for case in cases}
+    return (*backends.select(named, ops), *(backends.contestant(text, ops) for text in contestants))
 
 
 def _cases(

@@ -7,6 +7,7 @@ not known.
 
 processes.py  the processes themselves: one measures, one judges rows
 host.py       a worker's conversation, its clock seen from outside, its end
+absent.py     contestants that a run goes on without
 monitor.py    clocks, heat, power and company beside the samples
 """
 
@@ -22,12 +23,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from norm_fusion import backends
+from norm_fusion.engine.absent import Absent, failures
 from norm_fusion.engine.host import Fate, Host
 from norm_fusion.engine.monitor import Monitor, events
 from norm_fusion.engine.processes import Verifier, Worker
 from norm_fusion.evidence import verdicts
 from norm_fusion.evidence.pool import ENOUGH, pool
-from norm_fusion.records import Code, Conclusions, Conditions, Environment, Manifest, Measurement, Record, Status
+from norm_fusion.records import Conclusions, Conditions, Environment, Manifest, Measurement, Record, Status
 from norm_fusion.runs.derive import records_of
 from norm_fusion.runs.store import RunStore, now
 from norm_fusion.spec import CONTROL, FEWEST, MOST, PRECISION, RERUNS, Case, Shard, SpecError
@@ -111,9 +113,7 @@ class _Session:
         self.monitor: Monitor | None = None
         self.held = ExitStack()  # what must not outlive the run
         self.held.callback(self.verifier.close)
-        self.skip: tuple[tuple[str, str], ...] = ()
-        self.losses: dict[str, list[Measurement]] = {}  # by case: contestants that ended a worker before it was kept
-        self.lost: dict[str, list[Measurement]] = {}  # all of them
+        self.absent = Absent()
         self.fingerprint = ""
         self.began_s = time.monotonic()
         self.longest_s = 0.0  # of a process, per case
@@ -157,9 +157,8 @@ class _Session:
     def _attempt(self, attempt: int, cases: tuple[Case, ...]) -> None:
         """Processes over these cases, at least `fewest`; then over those whose intervals are still too wide."""
         remaining = cases
-        for case in cases if attempt else ():
-            # Who was left out by an earlier attempt is so by this one: its reason is told again.
-            self.losses[case.name] = list(self.lost.get(case.name, []))
+        if attempt:
+            self.absent.tell_again(cases)
         widths: dict[Case, float | None] = {}
         for number in range(self.plan.most):
             if self.outcome.interrupted is not None:
@@ -209,14 +208,14 @@ class _Session:
                 replicate=number,
                 attempt=attempt,
                 seed=seed,
-                skip=self.skip,
+                skip=self.absent.skip,
             )
             fate = self._host(shard)
             done = {r.case for r in self.outcome.records if (r.replicate, r.attempt) == (number, attempt)}
             remaining = [case for case in remaining if case.name not in done]
             if not remaining or self.outcome.interrupted is not None:
                 return
-            if fate.well and shard.skip != self.skip:
+            if fate.well and shard.skip != self.absent.skip:
                 continue  # cases whose clock a contestant had tampered with, now without it
             if fate.well:
                 fate = replace(fate, reason="ended without a word", case=None)
@@ -256,7 +255,9 @@ class _Session:
                 after = Environment.model_validate(event["environment"]).fingerprint
                 # Two of them in one record are never those of another: the judge sees that something changed.
                 fingerprint = self.fingerprint if after == self.fingerprint else f"{self.fingerprint}, then {after}"
-                if not self._tampered(event["case"], event["measurements"]):
+                liars = self.absent.liars(event["case"], event["measurements"])
+                self.absent.leave_out(liars)
+                if not liars:
                     self._keep(event["case"], event["measurements"], shard, fingerprint)
             case "done":
                 self._update(after=Conditions.model_validate(event["conditions"]))
@@ -271,36 +272,6 @@ class _Session:
         """The clocks of the host run next: who waits for its turn shall be waiting."""
         if self.standby is not None:
             self.standby.ready()
-
-    def _tampered(self, case: Case, measurements: list[Measurement]) -> bool:
-        """Does our clock contradict the worker's beside a user's contestant? Then all are measured again without it.
-
-        In one process a clock that lies does so for everybody; whose deed it was cannot be told, so that of several
-        such contestants none is believed.
-        """
-        if not any(m.code is Code.TIMER and m.status is Status.WRONG and m.series for m in measurements):
-            return False
-        ran = (Status.OK, Status.WRONG)
-        suspects = [m for m in measurements if backends.is_users(m.profile) and m.status in ran]
-        suspects = [m for m in suspects if (case.name, m.profile) not in self.skip]
-        if not suspects:
-            return False
-        self.skip += tuple((case.name, m.profile) for m in suspects)
-        reason = "beside it the process's own clock and the parent's disagree"
-        lost = [
-            m
-            if m.status is Status.WRONG
-            else m.model_copy(update={"status": Status.WRONG, "code": Code.TIMER, "reason": reason})
-            for m in suspects
-        ]
-        for one in lost:
-            self._leave_out(one.model_copy(update={"series": []}))
-        return True
-
-    def _leave_out(self, loss: Measurement) -> None:
-        """A contestant is not asked for again in this run; what is known of it is kept with its case."""
-        for kept in (self.losses, self.lost):
-            kept.setdefault(loss.case, []).append(loss)
 
     def _begin(self, environment: Environment, event: dict[str, Any], shard: Shard) -> None:
         """The first worker says where the run takes place; what is different for a successor is kept as a note."""
@@ -335,8 +306,7 @@ class _Session:
             )
             for m in measurements
         ]
-        there = {m.profile for m in happened}
-        happened += [loss for loss in self.losses.pop(case.name, []) if loss.profile not in there]
+        happened += self.absent.told(case, {m.profile for m in happened})
         derived = records_of(
             case,
             happened,
@@ -358,29 +328,16 @@ class _Session:
         """A worker died: its contestant is left out from now on; where it is not known, the case is given up."""
         # Between two cases nobody is to blame: the next one is given up all the same, so that this ends.
         lost = next((case for case in remaining if case.name == fate.case), remaining[0])
-        reason = f"the measuring process {fate.reason} {'on' if lost.name == fate.case else 'before'} this case"
         names = [name for name in shard.profiles if backends.serves(name, lost.op)]
-
-        def failed(profile: str) -> Measurement:
-            return Measurement(
-                case=lost.name,
-                profile=profile,
-                status=Status.FAILED,
-                code=fate.code,
-                reason=f"{reason}; see worker.log",
-                control_of=backends.controlled(names, self.device.partition(":")[0]) if profile == CONTROL else None,
-            )
-
         culprit = fate.profile if lost.name == fate.case else None
-        if culprit in (*names, CONTROL) and (lost.name, culprit) not in self.skip:
+        if culprit in (*names, CONTROL) and (lost.name, culprit) not in self.absent.skip:
             assert culprit is not None
-            self.skip += ((lost.name, culprit),)
-            self._leave_out(failed(culprit))
-            if set(names) - {profile for case, profile in self.skip if case == lost.name}:
+            self.absent.leave_out(failures(fate, lost, names, [culprit], self.device))
+            if set(names) - {profile for case, profile in self.absent.skip if case == lost.name}:
                 return
             names = []  # none is left: what is known of them is kept below
         remaining.remove(lost)
-        self._keep(lost, [failed(name) for name in names], shard, self.fingerprint)
+        self._keep(lost, failures(fate, lost, names, names, self.device), shard, self.fingerprint)
 
     def _noisy(self) -> list[str]:
         """The cases to run again."""
@@ -399,13 +356,13 @@ class _Session:
         return verdicts.conclude(self.outcome.records, self.store.samples, self.manifest)
 
     def _finish(self) -> None:
-        for case in [case for case in self.plan.shard.cases if case.name in self.losses]:
+        for case in [case for case in self.plan.shard.cases if case.name in self.absent.untold]:
             assert self.host is not None
             self._keep(case, [], self.host.shard, self.fingerprint)  # of the process that was interrupted
         state = "interrupted" if self.outcome.interrupted is not None else "finished"
         self._update(state=state, finished_at=now())
         if self.store is not None:
-            self.outcome.conclusions = self._conclude()
+            self.outcome.conclusions = self._conclude()  # to be shown even where it cannot be stored
             self.outcome.conclusions = self.store.write_conclusions(self.outcome.conclusions)
 
     def _update(self, **changes: Any) -> None:

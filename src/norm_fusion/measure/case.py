@@ -121,10 +121,11 @@ class CaseRun:
         self.parent.send("progress", case=self.case.name, what=what)
 
     def _allocate(self) -> None:
-        there = available_bytes(self.device)
+        there, room = available_bytes(self.device), 1
+        if self.device.type == "cuda":
+            room = int(PLACES_SHARE * there / ((1 + len(self.outcomes)) * self.case.input_bytes))
+        sets = sets_in_rotation(2 * self.case.input_bytes, self.cache_bytes, room)
         # Each contestant keeps as many outputs as there are inputs; eight more for the composition's intermediates.
-        room = int(PLACES_SHARE * there / ((1 + len(self.outcomes)) * self.case.input_bytes))
-        sets = sets_in_rotation(2 * self.case.input_bytes, self.cache_bytes, room if self.device.type == "cuda" else 1)
         outputs = sets * len(self.outcomes) + 8
         needed = (sets + outputs) * self.case.input_bytes + 2 * self.cache_bytes
         if needed > there:
@@ -135,8 +136,8 @@ class CaseRun:
         seed = self.shard.seed
         self.inputs: list[Tensor] = [draw_input(self.case, self.device, seed + 1 + i) for i in range(sets)]
         self.operands = draw_operands(self.case, self.device, seed)
-        thorough = self.device.type == "cuda" or self.shard.replicate == 0
-        self.examiner = Examiner(self.case, self.inputs, self.operands, seed, self.parent, self._judge, thorough)
+        first = self.shard.replicate == 0
+        self.examiner = Examiner(self.case, self.inputs, self.operands, seed, self.parent, self._judge, thorough=first)
         if "torch._dynamo" in sys.modules:  # which takes seconds to import
             torch._dynamo.reset()  # a recompile limit that earlier cases reached would turn compiled profiles eager
 

@@ -43,7 +43,7 @@ class Wrong(Exception):
 class Examiner:
     """Examines the outputs of one case. `judge(profile, check, when)` is told what was found.
 
-    `thorough`: before timing all rows are compared; on a CPU that takes seconds, and one process of a run does it.
+    `thorough`: on a CPU too all rows are compared before timing; that takes seconds, and one process of a run does it.
     """
 
     def __init__(

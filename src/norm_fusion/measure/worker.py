@@ -16,10 +16,13 @@ import random
 import signal
 import sys
 from contextlib import suppress
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from norm_fusion import backends
 from norm_fusion.spec import CONTROL, EFFORTS, STANDBY, Shard
+
+if TYPE_CHECKING:
+    from norm_fusion.measure.parent import Parent
 
 PR_SET_PDEATHSIG = 1
 BROKEN = 70  # exit code: the device does not work any more in this process
@@ -31,9 +34,6 @@ def main() -> int:
     _die_with_parent()
     stopping = _stop_on_signal()
     answers = sys.stdin.buffer
-    if STANDBY in sys.argv[1:]:
-        _get_ready(out)
-    shard = Shard.from_dict(json.loads(answers.readline()))
 
     # torch takes seconds to import: after the channel, so that the parent's signals find their handler. The clocks
     # are taken here, before any contestant's code is.
@@ -41,6 +41,9 @@ def main() -> int:
     from norm_fusion.measure.parent import Parent
 
     parent = Parent(out, answers)
+    if STANDBY in sys.argv[1:]:
+        _get_ready(parent)
+    shard = Shard.from_dict(json.loads(answers.readline()))
     try:
         device = environment.resolve_device(shard.device)
         held = environment.lock(device)
@@ -101,14 +104,13 @@ def main() -> int:
     os._exit(0)  # nothing is left to do, and taking PyTorch down in order takes one to two seconds
 
 
-def _get_ready(out: TextIO) -> None:
+def _get_ready(parent: Parent) -> None:
     """Import what measuring on a GPU needs, and say so; nothing is begun on the device."""
 
     import norm_fusion.measure.case
     import norm_fusion.measure.ceiling  # noqa: F401
 
-    out.write(json.dumps({"event": "ready"}) + "\n")
-    out.flush()
+    parent.send("ready")
 
 
 def _trim() -> None:

@@ -163,8 +163,8 @@ def happened(rows: Sequence[Row]) -> Iterator[str]:
     """What happened to the machine, by kind, with the rows sampled meanwhile; what no call gives as reason."""
     by_kind: dict[str, dict[str, str]] = {}
     for row in rows:
+        told = {call.code for call in row.calls}
         for record in row.series.values():
-            told = {call.code for call in row.calls}
             for event in (event for event in record.events if event.kind not in told):
                 by_kind.setdefault(event.kind, {}).setdefault(f"{row.name} at {row.case}", event.detail)
     for kind, by_row in by_kind.items():

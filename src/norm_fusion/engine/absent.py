@@ -1,0 +1,73 @@
+"""Contestants that a run goes on without, because they ended a worker or lied, and what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from norm_fusion import backends
+from norm_fusion.engine.host import Fate
+from norm_fusion.records import Code, Measurement, Status
+from norm_fusion.spec import CONTROL, Case
+
+
+class Absent:
+    """Who is not asked for again in this run. `skip`: case and profile of each; what is known is told with the case."""
+
+    def __init__(self) -> None:
+        self.skip: tuple[tuple[str, str], ...] = ()
+        self.known: dict[str, list[Measurement]] = {}  # by case
+        self.untold: dict[str, list[Measurement]] = {}  # of them those that the attempt's records lack
+
+    def leave_out(self, losses: Iterable[Measurement]) -> None:
+        """Go on without these."""
+        for loss in losses:
+            self.skip += ((loss.case, loss.profile),)
+            for kept in (self.known, self.untold):
+                kept.setdefault(loss.case, []).append(loss)
+
+    def tell_again(self, cases: Iterable[Case]) -> None:
+        """These cases are run again: who was left out before is so now, and its reason is told again."""
+        for case in cases:
+            self.untold[case.name] = list(self.known.get(case.name, []))
+
+    def told(self, case: Case, there: Collection[str]) -> list[Measurement]:
+        """What is to be kept with a case beside the profiles that are there; not to be told a second time."""
+        return [loss for loss in self.untold.pop(case.name, []) if loss.profile not in there]
+
+    def liars(self, case: Case, measurements: Sequence[Measurement]) -> list[Measurement]:
+        """Users' contestants beside which our clock contradicts the worker's: all are measured again without them.
+
+        In one process a clock that lies does so for everybody; whose deed it was cannot be told, so that of several
+        such contestants none is believed.
+        """
+        if not any(m.code is Code.TIMER and m.status is Status.WRONG and m.series for m in measurements):
+            return []
+        return [
+            _liar(m).model_copy(update={"series": []})
+            for m in measurements
+            if backends.is_users(m.profile) and m.status in (Status.OK, Status.WRONG)
+            if (case.name, m.profile) not in self.skip
+        ]
+
+
+def _liar(told: Measurement) -> Measurement:
+    if told.status is Status.WRONG:
+        return told
+    reason = "beside it the process's own clock and the parent's disagree"
+    return told.model_copy(update={"status": Status.WRONG, "code": Code.TIMER, "reason": reason})
+
+
+def failures(fate: Fate, case: Case, asked: Sequence[str], lost: Iterable[str], device: str) -> list[Measurement]:
+    """Rows of the profiles that a worker's death cost, on this case or before it; `asked`: all that serve the case."""
+    where = "on" if case.name == fate.case else "before"
+    return [
+        Measurement(
+            case=case.name,
+            profile=profile,
+            status=Status.FAILED,
+            code=fate.code,
+            reason=f"the measuring process {fate.reason} {where} this case; see worker.log",
+            control_of=backends.controlled(asked, device.partition(":")[0]) if profile == CONTROL else None,
+        )
+        for profile in lost
+    ]
