@@ -55,6 +55,9 @@ def test_help_teaches() -> None:
         (["--device", "cuda:²"], "device 'cuda:²' is unknown"),
         (["--device", "tpu"], "device 'tpu' is unknown: choose auto, cpu, cuda or cuda:N"),
         (["--run-id", "../up"], "run id '../up' must be"),
+        (["--processes", "3:15"], "of fewer than 5 some agree by chance, and would end it too early; choose 5:15"),
+        (["--processes", "5:4"], "it must be at least 1, and MOST at least as many"),
+        (["--quick", "--processes", "5"], "--quick means one process"),
         (["--op", "rmsnorm", "--backend", "triton-fused-layernorm"], "does not implement rmsnorm"),
     ],
 )

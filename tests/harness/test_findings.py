@@ -75,6 +75,7 @@ def test_a_cheat_that_is_missed_and_an_honest_one_that_is_blamed_fail() -> None:
     cheats = [name for name in trial.profiles if ":" in name]
     calls = [call(Label.INVALID, profile=name, code=CHEATS[name.rpartition(":")[2]].value) for name in cheats]
     assert concluded("sabotage", calls)["sabotage"].passed
+    assert concluded("sabotage", calls)["sabotage"].found == f"{len(calls)} of {len(calls)}"
     other = calls[0].model_copy(update={"code": "above-ceiling"})
     assert concluded("sabotage", [other, *calls[1:]])["sabotage"].passed is False, "found by luck"
     assert concluded("sabotage", calls[1:])["sabotage"].passed is False

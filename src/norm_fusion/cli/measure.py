@@ -171,6 +171,11 @@ def _pace(processes: str | None, precision: str, budget: float, timeout: float, 
     most = int(asked[2] or fewest)
     if not 1 <= fewest <= most:
         raise SpecError(f"--processes {processes}: it must be at least 1, and MOST at least as many")
+    if fewest < most and fewest < FEWEST:
+        raise SpecError(
+            f"--processes {processes}: of fewer than {FEWEST} some agree by chance, and would end it too early; "
+            f"choose {FEWEST}:{max(most, FEWEST)}, or {fewest} alone"
+        )
     number = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(%?)", precision.strip())
     width = 0.0 if number is None else float(number[1]) / (100 if number[2] else 1)
     if not 0 < width < 1:
@@ -179,7 +184,7 @@ def _pace(processes: str | None, precision: str, budget: float, timeout: float, 
         raise SpecError("--budget must be 0 or more, and --timeout more than 0: both in seconds")
     if quick:
         fewest = most = 1
-    return Pace(fewest, most, width, budget or None, timeout, quick)
+    return Pace(fewest, most, width, budget or None, timeout, quick=most == 1)
 
 
 def _measure(

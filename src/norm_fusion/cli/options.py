@@ -63,7 +63,7 @@ ProcessesOption = Annotated[
         "--processes",
         metavar="K[:MOST]",
         help="Measure in K fresh processes, and add more, up to MOST, until the intervals are as narrow as --precision "
-        f"asks; K alone means exactly K.  [default: {FEWEST}:{MOST}]",
+        f"asks; K alone means exactly K, and 1 is --quick.  [default: {FEWEST}:{MOST}]",
     ),
 ]
 PrecisionOption = Annotated[

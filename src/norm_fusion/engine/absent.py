@@ -66,7 +66,7 @@ def failures(fate: Fate, case: Case, asked: Sequence[str], lost: Iterable[str], 
             profile=profile,
             status=Status.FAILED,
             code=fate.code,
-            reason=f"the measuring process {fate.reason} {where} this case; see worker.log",
+            reason=f"the measuring process {fate.reason} {where} this case; see worker.log in the run's folder",
             control_of=backends.controlled(asked, device.partition(":")[0]) if profile == CONTROL else None,
         )
         for profile in lost

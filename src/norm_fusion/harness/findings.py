@@ -23,6 +23,8 @@ DECIDED = 0.90
 FOUND = {"3": 0.80, "5": 0.95, "25": 0.90}
 SLOPE_WITHIN = 0.01
 
+Row = dict[str, str | int | float | None]
+
 
 def of(trial: Trial, records: Sequence[Record], conclusions: Conclusions) -> list[HarnessCheck]:
     """The checks that a trial is for."""
@@ -57,9 +59,8 @@ def _all_of(group: Sequence[HarnessCheck]) -> HarnessCheck:
         return group[0]
     details = [row for check in group for row in check.details]
     passed = all(check.passed for check in group)
-    return group[0].model_copy(
-        update={"passed": passed, "details": details, "found": "; ".join(check.found for check in group)}
-    )
+    found = _cheats_found(details) if group[0].name == "sabotage" else "; ".join(check.found for check in group)
+    return group[0].model_copy(update={"passed": passed, "details": details, "found": found})
 
 
 def _aa(calls: Sequence[Call], gpu: bool) -> Iterable[HarnessCheck]:
@@ -109,7 +110,7 @@ def _planted(calls: Sequence[Call]) -> Iterable[HarnessCheck]:
 
 
 def _known(records: Sequence[Record]) -> Iterable[HarnessCheck]:
-    rows: list[dict[str, str | int | float | None]] = []
+    rows: list[Row] = []
     for record in records:
         if record.p50_ms is None or record.cache != "cold":
             continue
@@ -161,28 +162,35 @@ def _disturbed(calls: Sequence[Call]) -> HarnessCheck:
 
 
 def _sabotage(calls: Sequence[Call], trial: Trial) -> HarnessCheck:
-    wanted = [name for name in trial.profiles if is_users(name)]
+    cheats = [name for name in trial.profiles if is_users(name)]
     found: dict[str, Call] = {}
     for call in calls:
         if call.label is Label.INVALID and call.code == CHEATS.get(call.profile.rpartition(":")[2]):
             found.setdefault(call.profile, call)
-    honest = [call for call in calls if call.label is Label.INVALID and not is_users(call.profile)]
+    honest = {call.profile for call in calls if call.label is Label.INVALID and not is_users(call.profile)}
+    details: list[Row] = [
+        {
+            "contestant": name.rpartition(":")[2],
+            "label": found[name].label.value if name in found else "not found",
+            "code": found[name].code if name in found else None,
+            "reason": found[name].reason if name in found else None,
+        }
+        for name in cheats
+    ]
+    details += [{"contestant": name, "label": f"{Label.INVALID}, though honest"} for name in sorted(honest)]
     return HarnessCheck(
         name="sabotage",
-        passed=set(wanted) <= set(found) and not honest,
+        passed=set(cheats) <= set(found) and not honest,
         wanted="every cheat is invalid, for the right reason, and nobody else",
-        found=f"{len(set(wanted) & set(found))} of {len(wanted)}"
-        + (f", and {len(honest)} honest calls invalid" if honest else ""),
-        details=[
-            {
-                "contestant": name.rpartition(":")[2],
-                "label": found[name].label.value if name in found else "not found",
-                "code": found[name].code if name in found else None,
-                "reason": found[name].reason if name in found else None,
-            }
-            for name in wanted
-        ],
+        found=_cheats_found(details),
+        details=details,
     )
+
+
+def _cheats_found(details: Sequence[Row]) -> str:
+    labels = Counter(row["label"] for row in details)
+    honest = labels.pop(f"{Label.INVALID}, though honest", 0)
+    return f"{labels[Label.INVALID.value]} of {labels.total()}" + (f", and {honest} that are honest" if honest else "")
 
 
 def _breakage(records: Sequence[Record], trial: Trial) -> Iterable[HarnessCheck]:
@@ -212,7 +220,7 @@ def _furthest_from_1(call: Call) -> float:
     return -abs(math.log(call.speedup)) if call.speedup else -math.inf
 
 
-def _row(call: Call) -> dict[str, str | int | float | None]:
+def _row(call: Call) -> Row:
     return {
         "case": call.case,
         "profile": call.profile,
