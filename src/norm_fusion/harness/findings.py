@@ -80,7 +80,7 @@ def _aa(calls: Sequence[Call], gpu: bool) -> Iterable[HarnessCheck]:
         name="A/A: false labels",
         passed=bool(calls) and not false,
         wanted="no kernel is called faster or slower than itself",
-        found=f"{len(false)} of {len(calls)}: {', '.join(f'{n} {label}' for label, n in labels.most_common())}",
+        found=f"{len(false)} of {len(calls)}: {', '.join(f'{n} {label}' for label, n in labels.most_common())}{_again(calls)}",
     )
     same = labels[Label.NO_DIFFERENCE.value]
     if gpu:
@@ -104,9 +104,15 @@ def _planted(calls: Sequence[Call]) -> Iterable[HarnessCheck]:
             name=f"planted {percent}%",
             passed=len(found) >= FOUND[percent] * len(mine),
             wanted=f"called a regression in at least {FOUND[percent]:.0%} of cases",
-            found=f"{len(found)} of {len(mine)}; measured {middle - 1:+.2%} in the median",
+            found=f"{len(found)} of {len(mine)}; measured {middle - 1:+.2%} in the median{_again(mine)}",
             details=[_row(call) for call in sorted(mine, key=lambda call: call.speedup or 0, reverse=True)],
         )
+
+
+def _again(calls: Sequence[Call]) -> str:
+    """How many were noisy at first; what is quoted of them is what their last rerun said."""
+    again = sum(bool(call.earlier) for call in calls)
+    return f"; {again} noisy at first and run again" if again else ""
 
 
 def _known(records: Sequence[Record]) -> Iterable[HarnessCheck]:

@@ -26,7 +26,7 @@ def run(
         series=trial.series,
         effort=trial.effort,
     )
-    plan = engine.Plan(shard, trial.processes, trial.processes, timeout_s=trial.timeout_s, reruns=0)
+    plan = engine.Plan(shard, trial.processes, trial.processes, timeout_s=trial.timeout_s, reruns=trial.reruns)
     manifest = Manifest(
         run_id=shard.run_id,
         title=f"check-harness: {trial.name}",
