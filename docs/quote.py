@@ -9,17 +9,30 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
+from collections.abc import Sequence
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from norm_fusion.metrics import half_width
+
 ROOT = Path(__file__).parents[1]
 COLUMNS = 100
+
+Record = dict[str, Any]
 
 
 def shown(run: str) -> str:
     """A run's command, and what it prints, as a block of code."""
-    return f"```\n$ {_command(run)}\n{_printed('show', run)}\n```\n"
+    return _block(_manifest(run)["command"], "show", run)
+
+
+def compared(a: str, b: str, *words: str) -> str:
+    """How two runs compare, as a block of code, without their eager calls."""
+    command = ["compare", a, b, *words]
+    return _block(["norm-fusion", *command], *command, without="wall")
 
 
 def tried(run: str) -> str:
@@ -31,18 +44,62 @@ def tried(run: str) -> str:
 
 def claims(*runs: str) -> str:
     """A table of the fused kernels: share of the copy, speedup over either baseline with interval and label."""
-    table = ["| run | case | of copy | over torch-baseline | over the fastest PyTorch |", "|---|---|---:|---:|---:|"]
+    heads = "run | case | of copy, graph | of copy, device | over torch-baseline | over the fastest PyTorch"
+    table = [f"| {heads} |", "|---|---|---:|---:|---|---|"]
     for run in runs:
-        records = [r for r in _records(run) if r["timer"] == "graph" and r["cache"] == "cold"]
+        cold = [r for r in _records(run) if r["cache"] == "cold"]
+        records = [r for r in cold if r["timer"] == "graph"]
         for mine in (r for r in records if r["profile"].startswith("triton-fused")):
             beside = [r for r in records if r["case"] == mine["case"] and r["profile"].startswith("torch-")]
             fastest = min(beside, key=lambda r: r["p50_ms"])["profile"]
+            single = next(r for r in cold if r["timer"] == "device" and _same(r, mine))
             over = [f"{_quoted(mine, 'torch-baseline')}", f"{_quoted(mine, fastest)} ({fastest})"]
-            table.append(f"| {run} | {mine['case']} | {mine['roof_share']:.3f} | {' | '.join(over)} |")
+            shares = [f"{r['roof_share']:.3f}" for r in (mine, single)]
+            table.append(f"| {run} | {mine['case']} | {' | '.join(shares)} | {' | '.join(over)} |")
     return "\n".join(table) + "\n"
 
 
-def _quoted(record: dict[str, Any], baseline: str) -> str:
+def widths(run: str) -> str:
+    """A table of the half-widths of the fused kernels' intervals over each PyTorch, by graph."""
+    torch = ("torch-eager", "torch-native", "torch-compile", "torch-compile-max")
+    table = [f"| {run}, over | {' | '.join(torch)} |", "|---|" + "---:|" * len(torch)]
+    for r in _records(run):
+        if (r["timer"], r["cache"]) == ("graph", "cold") and r["profile"].startswith("triton-fused"):
+            ends = [r["interval"][name] for name in torch]
+            table.append(f"| {r['case']} | {' | '.join(f'±{half_width(*each):.1%}' for each in ends)} |")
+    return "\n".join(table) + "\n"
+
+
+def medians(profiles: Sequence[str], *runs: str) -> str:
+    """A table of what a profile's call takes in each process, by graph."""
+    table = ["| run | case | profile | us, a process each, in order of size |", "|---|---|---|---|"]
+    for run in runs:
+        found: dict[tuple[str, str], list[float]] = {}
+        for path in sorted((ROOT / "evidence" / run / "records").glob("*.json")):
+            for r in json.loads(path.read_text()):
+                if (r["timer"], r["cache"]) == ("graph", "cold") and r["profile"] in profiles:
+                    found.setdefault((r["case"], r["profile"]), []).append(r["p50_ms"] * 1e3)
+        for (case, profile), each in found.items():
+            table.append(f"| {run} | {case} | {profile} | {' '.join(f'{us:.1f}' for us in sorted(each))} |")
+    return "\n".join(table) + "\n"
+
+
+def took(run: str) -> str:
+    """A run's time from its beginning to its end, and its processes."""
+    manifest = _manifest(run)
+    return f"{_seconds(manifest):.0f} s, {manifest['processes']} processes"
+
+
+def _seconds(manifest: dict[str, Any]) -> float:
+    began, ended = (datetime.fromisoformat(manifest[name]) for name in ("started_at", "finished_at"))
+    return (ended - began).total_seconds()
+
+
+def _same(one: Record, other: Record) -> bool:
+    return (one["case"], one["profile"]) == (other["case"], other["profile"])
+
+
+def _quoted(record: Record, baseline: str) -> str:
     if baseline not in record["speedup"]:
         return "-"
     low, high = record["interval"].get(baseline, (None, None))
@@ -50,14 +107,32 @@ def _quoted(record: dict[str, Any], baseline: str) -> str:
     return f"{record['speedup'][baseline]:.2f}x{reach} {record['call'].get(baseline, '')}".strip()
 
 
-def _command(run: str) -> str:
-    return " ".join(json.loads((ROOT / "evidence" / run / "manifest.json").read_text())["command"])
+@cache
+def _manifest(run: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "evidence" / run / "manifest.json").read_text())
+    return found
 
 
 @cache
-def _records(run: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(_printed("show", run, "--json"))
+def _records(run: str) -> list[Record]:
+    found: list[Record] = json.loads(_printed("show", run, "--json"))
     return found
+
+
+def _block(command: Sequence[str], *words: str, without: str = "\0") -> str:
+    lines = [f"$ {' '.join(command)}", *_printed(*words).splitlines()]
+    # Tables fit: it is sentences that are wrapped.
+    told = [
+        part
+        for line in lines
+        if without not in line
+        for part in ([line] if len(line) <= COLUMNS else textwrap.wrap(line, COLUMNS, subsequent_indent=_indent(line)))
+    ]
+    return "\n".join(["```", *told, "```"]) + "\n"
+
+
+def _indent(line: str) -> str:
+    return "  " if line.startswith("- ") else ""
 
 
 def _printed(*words: str) -> str:
@@ -69,4 +144,4 @@ def _printed(*words: str) -> str:
         text=True,
         check=True,
     )
-    return "\n".join(line.rstrip() for line in done.stdout.rstrip().splitlines())
+    return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())

@@ -19,7 +19,7 @@ from norm_fusion.records import Label, Manifest, Record
 from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import ROOF
 
-EVIDENCE = Path(__file__).parents[1] / "evidence"
+OLD = Path(__file__).parent / "stored"  # a run of one process, by the first schema
 
 
 def call(*words: str) -> Result:
@@ -133,13 +133,13 @@ def test_unreadable_calls_are_named_and_made_again(tmp_path: Path) -> None:
 
 
 def test_old_runs_are_judged_shown_and_compared() -> None:
-    done = call("judge", "h200-seed", "--output", str(EVIDENCE))
+    done = call("judge", "schema-1", "--output", str(OLD))
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout == f"0 calls by rule {RULE}: a quick run and a run of one process have none\n"
-    shown = call("show", "h200-seed", "--output", str(EVIDENCE), "--json")
+    shown = call("show", "schema-1", "--output", str(OLD), "--json")
     records = [Record.model_validate(item) for item in json.loads(shown.stdout)]
     assert {record.processes for record in records} == {1}
-    compared = call("compare", "h200-seed", "h200-seed", "--output", str(EVIDENCE))
+    compared = call("compare", "schema-1", "schema-1", "--output", str(OLD))
     assert compared.exit_code == 0
     assert "1 and 1 processes" in compared.stdout
 
@@ -222,7 +222,7 @@ def test_unlike_runs_are_told_what_to_add(pair: Path) -> None:
     done = call("compare", "before", "elsewhere", "--output", str(pair))
     assert done.stderr == (
         "norm-fusion compare: before and elsewhere are unlike: driver 1 / 2; torch 2 / 3. "
-        "To compare them all the same add --allow driver --allow torch\n"
+        "To compare them all the same add --allow driver --allow torch (or --allow all)\n"
     )
 
 

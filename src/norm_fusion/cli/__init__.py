@@ -42,7 +42,9 @@ def _enter(app: typer.Typer, name: str) -> NoReturn:
         sys.exit(app(prog_name=name, standalone_mode=False) or 0)
     except usage_error as error:
         message: str = error.format_message()  # type: ignore[attr-defined]
-        typer.echo(message if "Usage:" in message else f"{name}: {message.rstrip('.')}; see {name} --help", err=True)
+        command = getattr(getattr(error, "ctx", None), "command_path", name)
+        said = f"{command}: {message.rstrip('.')}; see {command} --help"
+        typer.echo(message if "Usage:" in message else said, err=True)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)

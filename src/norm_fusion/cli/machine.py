@@ -36,7 +36,7 @@ def _doctor(
         bool, typer.Option("--json", help="Print one JSON array of findings on stdout and nothing else there.")
     ] = False,
 ) -> None:
-    """Say what this machine can and cannot measure, and what to do about it. Takes seconds, changes nothing.
+    """Say what this machine can measure, and what to mend. Takes seconds, changes nothing.
 
     \b
     Each finding is ok, limited (works, and is worth less), missing or unknown.
@@ -103,10 +103,11 @@ def _check_harness(
         bool, typer.Option("--json", help="Print the report as JSON on stdout, nothing else there.")
     ] = False,
 ) -> None:
-    """Try the lab itself: is a kernel faster than itself, is a planted effect found, is cheating?
+    """Try the lab itself on what is known beforehand.
 
-    Everything goes the way of any other run. Prints a page of results, and keeps it with every record and sample under
-    runs/RUN_ID/. Takes about ten minutes on a GPU and on a CPU; reduced, two to three.
+    Is a kernel faster than itself, is a planted effect found, is cheating? Everything goes the way of any other run.
+    Prints a page of results, and keeps it with every record and sample under runs/RUN_ID/. Takes about ten minutes on
+    a GPU, half an hour on two cores of a CPU; reduced, two to three.
 
     \b
     Examples:

@@ -88,7 +88,8 @@ ContestantOption = Annotated[
         "--contestant",
         metavar="MODULE:FUNCTION",
         help="Your own kernel beside the others, called like torch.nn.functional's: (x, shape, weight, eps), for "
-        "LayerNorm (x, shape, weight, bias, eps). rmsnorm=MODULE:FUNCTION serves one operator; repeatable.",
+        "LayerNorm (x, shape, weight, bias, eps). The module is looked for here and on PYTHONPATH. "
+        "rmsnorm=MODULE:FUNCTION serves one operator; repeatable.",
     ),
 ]
 
@@ -145,7 +146,7 @@ def unused_run_id(run_id: str | None, output: Path) -> str:
     """The id of a run that is not there yet: the one asked for, or one from the clock."""
     from norm_fusion.runs import store
 
-    run_id = store.checked_run_id(run_id or store.new_run_id())
+    run_id = store.checked_run_id(store.new_run_id() if run_id is None else run_id)
     if (output / run_id).exists():
         raise SpecError(f"run {run_id!r} exists in {output} and is never overwritten: choose another --run-id")
     return run_id
@@ -174,6 +175,7 @@ def print_run(manifest: Manifest, conclusions: Conclusions, json: bool) -> None:
         records = [record for row in rows for record in row.series.values()]
         print_array(record.model_dump_json(by_alias=True) for record in records)
         return
-    from norm_fusion.report.table import PIPE_WIDTH, show
+    from norm_fusion.report.sheet import PIPE_WIDTH
+    from norm_fusion.report.table import show
 
     show(console(PIPE_WIDTH), manifest, rows)

@@ -15,7 +15,7 @@ from norm_fusion.spec import SpecError
 
 @lab.command("suites")
 def _suites() -> None:
-    """List the suites: the question, the cases, the optional parts and the profiles."""
+    """List the suites: question, cases, options, profiles."""
     from norm_fusion.runs import suites
 
     for name in suites.names():
@@ -34,9 +34,19 @@ def _suites() -> None:
 RunArgument = Annotated[str, typer.Argument(help="A run's id, or its folder.")]
 
 
-@lab.command("show")
+LEFT_OUT = "Exit codes: 0 all of it; 1 a file was left out, as it cannot be read or was changed; 2 bad usage."
+
+
+@lab.command("show", epilog=LEFT_OUT)
 def _show(run: RunArgument, output: OutputOption = Path("runs"), json: JsonOption = False) -> None:
-    """Print a run again, as it was printed when it was measured: its processes pooled."""
+    """Print a run again, as when it was measured.
+
+    \b
+    Examples:
+      norm-fusion show first
+      norm-fusion show evidence/h200-seed | less -R
+      norm-fusion show first --json | jq '.[] | select(.timer == "graph") | {case, profile, gbps, speedup}'
+    """
     from norm_fusion.evidence.stored import concluded
     from norm_fusion.runs.store import RunStore
 
@@ -51,7 +61,7 @@ def _show(run: RunArgument, output: OutputOption = Path("runs"), json: JsonOptio
         raise typer.Exit(int(bool(left_out)))
 
 
-@lab.command("report")
+@lab.command("report", epilog=LEFT_OUT)
 def _report(
     run: RunArgument,
     output: OutputOption = Path("runs"),
@@ -60,7 +70,13 @@ def _report(
         typer.Option("--page", metavar="FILE", help="The page to write.  [default: report.html in the run]"),
     ] = None,
 ) -> None:
-    """Make one self-contained HTML page of a run: plots, tables and environment, readable offline."""
+    """Make one HTML page of a run: plots, tables, environment. It opens offline; its path is printed.
+
+    \b
+    Examples:
+      norm-fusion report first
+      norm-fusion report evidence/h200-seed --page h200.html
+    """
     from norm_fusion.evidence.stored import concluded
     from norm_fusion.runs.store import RunStore
 
@@ -92,10 +108,11 @@ def _judge(
         typer.Option("--json", help="Print one JSON array of calls, each with what it was, on stdout."),
     ] = False,
 ) -> None:
-    """Judge a run again from its records and samples alone, and say which calls changed.
+    """Judge a run again, and say which calls changed.
 
-    A call is the label of one claim ("this kernel is faster than that one here"): supported, regression, no
-    difference, inconclusive, rerun noise or invalid, by a rule that has a version. Nothing is measured.
+    By its records and samples alone; nothing is measured. A call is the label of one claim ("this kernel is faster
+    than that one here"): supported, regression, no difference, inconclusive, rerun noise or invalid, by a rule that
+    has a version.
 
     \b
     Examples:
@@ -108,7 +125,7 @@ def _judge(
     from norm_fusion.evidence.stored import rejudged
     from norm_fusion.records import Conclusions
     from norm_fusion.report import verdicts
-    from norm_fusion.report.table import PIPE_WIDTH
+    from norm_fusion.report.sheet import PIPE_WIDTH
     from norm_fusion.runs.store import RunStore, StoreError
 
     with usage("norm-fusion judge"):
@@ -172,7 +189,7 @@ def _compare(
         bool, typer.Option("--json", help="Print one JSON array of rows on stdout and nothing else there.")
     ] = False,
 ) -> None:
-    """Compare two runs row by row: what became faster, what slower, what cannot be told.
+    """Compare two runs: what became faster, what slower.
 
     "B faster by" is the time in RUN_A over that in RUN_B, with Welch's 95% interval over their processes.
     A difference counts from 2%. The copy is compared too: where the roof changed, the machine did. Runs on unlike
@@ -190,7 +207,7 @@ def _compare(
     from norm_fusion.evidence.compare import FAILURES, Side, compare
     from norm_fusion.evidence.stored import rejudged
     from norm_fusion.report import verdicts
-    from norm_fusion.report.table import PIPE_WIDTH
+    from norm_fusion.report.sheet import PIPE_WIDTH
     from norm_fusion.runs.store import RunStore
 
     with usage("norm-fusion compare"):
@@ -213,6 +230,9 @@ def _compare(
             verdicts.show_comparison(console(PIPE_WIDTH), found, names[0], names[1])
         wanted = {label for name in fail_on or [] for label in FAILURES[name]}
         failed = any(row.counts and row.label in wanted for row in found.rows)
+        if wanted and not failed and not any(row.counts and row.decided for row in found.rows):
+            said = "no row could be decided, so that --fail-on had nothing to see: measure both runs with 5 processes"
+            typer.echo(f"norm-fusion compare: {said}, and what was noisy again", err=True)
         raise typer.Exit(int(failed or bool(left_out)))
 
 

@@ -85,6 +85,11 @@ class Row:
         """Does --fail-on look at it? The roof and the control tell of the machine, not of what it ran."""
         return self.profile not in (ROOF, CONTROL)
 
+    @property
+    def decided(self) -> bool:
+        """Does its label say whether there is a difference?"""
+        return self.label in (Label.SUPPORTED, Label.REGRESSION, Label.NO_DIFFERENCE)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -104,7 +109,8 @@ def compare(a: Side, b: Side, allowed: Iterable[str] = ()) -> Comparison:
     """
     check_alike(a.manifest, b.manifest, allowed)
     ours, theirs = _rows(a), _rows(b)
-    both = [key for key in ours if key in theirs]
+    # A control is that of one contestant: of another one it is another kernel.
+    both = [key for key in ours if key in theirs and ours[key].control_of == theirs[key].control_of]
     if not both:
         raise SpecError(f"the runs have no row in common: {_listed(a, ours)}; {_listed(b, theirs)}")
     singles = [by_series(side.records) for side in (a, b)]
@@ -129,7 +135,7 @@ def check_alike(a: Manifest, b: Manifest, allowed: Iterable[str] = ()) -> None:
     odd = {name: said for name in MUST_MATCH if name not in names and (said := _differences(name, a, b))}
     if odd:
         listed = "; ".join(each for said in odd.values() for each in said)
-        remedy = " ".join(f"--allow {name}" for name in odd)
+        remedy = " ".join(f"--allow {name}" for name in odd) + (f" (or --allow {EVERYTHING})" if len(odd) > 1 else "")
         raise Unlike(f"{a.run_id} and {b.run_id} are unlike: {listed}. To compare them all the same add {remedy}")
 
 

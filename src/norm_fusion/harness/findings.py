@@ -67,6 +67,7 @@ def _aa(calls: Sequence[Call], gpu: bool) -> Iterable[HarnessCheck]:
     excluded = [c for c in calls if c.low is not None and c.high is not None and not c.low <= 1 <= c.high]
     false = [c for c in calls if c.label in (Label.SUPPORTED, Label.REGRESSION)]
     labels = Counter(call.label.value for call in calls)
+    said = ", ".join(f"{n} {label}" for label, n in labels.most_common())
     allowed = EXCLUDED_OF[0] if len(calls) >= EXCLUDED_OF[1] else max(1, round(0.2 * len(calls)))
     rows = [_row(call) for call in sorted(calls, key=_furthest_from_1)]
     yield HarnessCheck(
@@ -80,7 +81,7 @@ def _aa(calls: Sequence[Call], gpu: bool) -> Iterable[HarnessCheck]:
         name="A/A: false labels",
         passed=bool(calls) and not false,
         wanted="no kernel is called faster or slower than itself",
-        found=f"{len(false)} of {len(calls)}: {', '.join(f'{n} {label}' for label, n in labels.most_common())}{_again(calls)}",
+        found=f"{len(false)} of {len(calls)}: {said}{_again(calls)}",
     )
     same = labels[Label.NO_DIFFERENCE.value]
     if gpu:

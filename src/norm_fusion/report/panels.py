@@ -296,17 +296,17 @@ def call(rows: Sequence[Row]) -> alt.LayerChart | None:
 
 PANELS: tuple[Panel, ...] = (
     Panel(
-        "Speedup of the fused kernel",
-        "How many times faster the Triton kernel is than each PyTorch, with what may be said of it; torch-baseline and "
-        "the fastest are named. The control is one of the contestants a second time.",
+        "Speedup over PyTorch",
+        "How many times faster each kernel that is not PyTorch's is than each PyTorch, with what may be said of it; "
+        "torch-baseline and the fastest are named. The control is one of the contestants a second time.",
         (
             ("stem", "ratio in the same series, rounds paired"),
             ("interval", "95% interval over the processes"),
             ("band", f"±{DELTA:.0%}: no difference"),
         ),
         speedups,
-        "No correct Triton kernel was timed beside a correct PyTorch in this run (a CPU checks it in the interpreter), "
-        "so there is no speedup to draw.",
+        "No correct kernel was timed beside a correct PyTorch in this run (a CPU checks Triton's in the interpreter), so "
+        "there is no speedup to draw.",
     ),
     Panel(
         "Every process",
@@ -356,7 +356,10 @@ PANELS: tuple[Panel, ...] = (
     Panel(
         "Noise",
         "95th over 50th percentile of the latency series; above the second line it is too noisy for a precise claim.",
-        (("stem", "p95 / p50"), ("gate", "good up to the first, rerun above the second")),
+        (
+            ("stem", f"p95 / p50; beyond {NOISE_LIMIT:g} at the edge"),
+            ("gate", "good up to the first, rerun above the second"),
+        ),
         noise,
         "No row of this run was timed, so there is no noise to draw.",
     ),

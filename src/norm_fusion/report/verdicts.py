@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from norm_fusion.evidence.compare import Comparison, Row, summary
 from norm_fusion.records import Cache, Call, Conclusions, Label, Timer
-from norm_fusion.report.rows import ROLES, duration
+from norm_fusion.report.notes import printable
+from norm_fusion.report.rows import ROLES, duration, give_or_take
+from norm_fusion.report.sheet import CALL_STYLE, NOTHING, Cell, Column, Group, Line, Sheet, print_sheet
 
-NOTHING = "-"
 LISTED = 8  # reasons in a terminal
-STYLE: Mapping[Label, str] = {
-    Label.SUPPORTED: "green",
-    Label.REGRESSION: "red",
-    Label.INVALID: "bold red",
-    Label.RERUN_NOISE: "yellow",
-    Label.INCONCLUSIVE: "",
-    Label.NO_DIFFERENCE: "",
-}
 
 Claimed = tuple[str, str, str, Timer, Cache]
 
@@ -44,7 +34,7 @@ def show_calls(console: Console, made: Conclusions, stored: Conclusions | None) 
     _line(console, f"{len(made.calls)} calls by rule {made.rule}: {parts or none}")
     if stored is None:
         for call in made.calls:
-            _line(console, f"{_claim(call)}: {call.label.value}: {call.reason}", STYLE[call.label])
+            _line(console, f"{_claim(call)}: {call.label.value}: {call.reason}", CALL_STYLE[call.label])
         return
     changed = changes(made, stored)
     if not changed:
@@ -62,24 +52,33 @@ def show_comparison(console: Console, comparison: Comparison, a: str, b: str) ->
 
     "B faster by" is A's time over B's.
     """
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for head in ("case / profile", "series"):
-        table.add_column(head, overflow="fold")
-    for head in (_printable(f"A {a}"), _printable(f"B {b}"), "B faster by", "95% interval"):
-        table.add_column(head, justify="right", overflow="fold")
-    table.add_column("B is")
-    case = None
+    lines: list[Line] = []
+    rows: list[Row | None] = []
     for row in comparison.rows:
-        if row.case != case:
-            case = row.case
-            table.add_section()
-            table.add_row(Text(_printable(case), "bold"))
-        table.add_row(*_cells(row), style=None if row.counts else "dim")
-    console.print(table)
+        if row.case not in {line.name for line in lines if line.heading}:
+            lines.append(Line(printable(row.case), heading=True))
+            rows.append(None)
+        name = ROLES.get(row.profile, row.profile)
+        lines.append(Line(f"  {printable(name)}", "" if row.counts else "dim"))
+        rows.append(row)
+
+    def column(head: str, cell: Callable[[Row], Cell]) -> Column:
+        return head, lambda i: ("", "") if (row := rows[i]) is None else cell(row)
+
+    columns = [
+        column("series", lambda row: (row.timer if row.cache == "cold" else f"{row.timer} {row.cache}", "")),
+        column("A", lambda row: (duration(row.a_ms), "")),
+        column("B", lambda row: (duration(row.b_ms), "")),
+        column("B faster by", lambda row: (f"{row.speedup:.3f}x", "")),
+        column("95%", lambda row: (_width(row), "")),
+        column("B is", lambda row: (_became(row), CALL_STYLE[row.label])),
+    ]
+    title = f"A is {printable(a)}, B is {printable(b)}; 95% intervals over the processes of each"
+    print_sheet(console, Sheet(title, "case / profile", lines, [Group(columns, left=("series", "B is"))]))
     console.print()
     for note in _notes(comparison.rows):
         _line(console, f"- {note}")
-    console.print(_printable(summary(comparison, a, b)), style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(summary(comparison, a, b)), style="bold", markup=False, highlight=False, soft_wrap=True)
 
 
 def _notes(rows: Iterable[Row]) -> Iterator[str]:
@@ -95,18 +94,12 @@ def _notes(rows: Iterable[Row]) -> Iterator[str]:
         yield f"and {len(shared) - LISTED} more reasons: --json has them all"
 
 
-def _cells(row: Row) -> list[Text | str]:
-    said = {Label.SUPPORTED: "faster", Label.REGRESSION: "slower"}.get(row.label, row.label.value)
-    series = row.timer if row.cache == "cold" else f"{row.timer} {row.cache}"
-    return [
-        Text(_printable(f"  {ROLES.get(row.profile, row.profile)}")),
-        series,
-        duration(row.a_ms),
-        duration(row.b_ms),
-        f"{row.speedup:.3f}x",
-        NOTHING if row.low is None or row.high is None else f"{row.low:.3f} to {row.high:.3f}",
-        Text(said, STYLE[row.label]),
-    ]
+def _became(row: Row) -> str:
+    return {Label.SUPPORTED: "faster", Label.REGRESSION: "slower"}.get(row.label, row.label.value)
+
+
+def _width(row: Row) -> str:
+    return NOTHING if row.low is None or row.high is None else give_or_take(row.low, row.high)
 
 
 def _said(call: Call) -> tuple[str, str]:
@@ -127,9 +120,4 @@ def _claim(call: Call) -> str:
 
 
 def _line(console: Console, text: str, style: str = "") -> None:
-    console.print(_printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def _printable(text: str) -> str:
-    """Records are data: what would steer the terminal is dropped."""
-    return "".join(c for c in text if c.isprintable())
+    console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)

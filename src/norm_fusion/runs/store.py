@@ -87,6 +87,11 @@ class RunStore:
             for path in (Path(run), parent / run):
                 if (path / "manifest.json").is_file():
                     return cls(path)
+                if (path / "harness.json").is_file():
+                    inside = ", ".join(str(p.parent) for p in sorted(path.glob("*/manifest.json")))
+                    raise StoreError(
+                        f"{path} is a check of the harness: its page is {path / 'harness.md'}, its runs are {inside}"
+                    )
         known = sorted(p.parent.name for p in parent.glob("*/manifest.json"))
         listing = f"{parent} holds {', '.join(known[-8:])}" if known else f"{parent} holds no runs yet"
         raise StoreError(f"there is no run {run[:120]!r}: {listing}")
@@ -322,8 +327,12 @@ def _first(error: Exception) -> str:
 def write_whole(path: Path, data: bytes) -> None:
     """Write whole or not at all: a temporary neighbour, flushed to disk, renamed over the name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # what was asked for, not the neighbour
+        raise
