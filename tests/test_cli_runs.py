@@ -15,7 +15,7 @@ from made import CASE, FUSED, GPU, manifest, measured, recorded
 
 from norm_fusion.cli import lab
 from norm_fusion.evidence.verdicts import RULE, conclude
-from norm_fusion.records import Label, Manifest, Record
+from norm_fusion.records import Label, Manifest, Measurement, Record, Status
 from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import ROOF
 
@@ -141,7 +141,8 @@ def test_old_runs_are_judged_shown_and_compared() -> None:
     assert {record.processes for record in records} == {1}
     compared = call("compare", "schema-1", "schema-1", "--output", str(OLD))
     assert compared.exit_code == 0
-    assert "1 and 1 processes" in compared.stdout
+    assert "inconclusive (processes) in" in compared.stdout
+    assert "1 of at least 3 processes" in compared.stdout
 
 
 def test_show_and_report_pool_the_processes(tmp_path: Path) -> None:
@@ -238,6 +239,28 @@ def test_the_machine_is_shown_and_never_fails_a_comparison(tmp_path: Path, pair:
     assert "the roof itself changed in 1 of 1 series" in done.stdout
 
 
+def test_a_gate_lets_nothing_pass_that_is_wrong_gone_or_undecided(tmp_path: Path, pair: Path) -> None:
+    def after(*fused: Measurement) -> str:
+        name = f"b{len(list(tmp_path.iterdir()))}"
+        store = RunStore.create(tmp_path, name)
+        store.write_manifest(manifest(run_id=name))
+        made = recorded([[measured("torch-eager", 0.2), one, measured(ROOF, 0.09)] for one in fused])
+        for replicate in range(len(fused)):
+            store.keep(CASE.name, 0, replicate, [each for each in made if each[0].replicate == replicate])
+        done = call("compare", str(pair / "before"), name, "--output", str(tmp_path), "--fail-on", "regression")
+        assert (done.exit_code, "--fail-on: " in done.stderr) in {(1, True), (0, False)}
+        return done.stderr
+
+    assert after(*[measured(FUSED, ms) for ms in FAST]) == ""
+    assert f"{FUSED} at {CASE.name} (graph cold) is invalid" in after(
+        *[measured(FUSED, ms, status=Status.WRONG, reason="r") for ms in FAST]
+    )
+    assert f"{FUSED} at {CASE.name} was not timed in b2: it crashed" in after(
+        *[measured(FUSED, None, status=Status.FAILED, reason="it crashed") for _ in FAST]
+    )
+    assert "no row could be decided" in after(measured(FUSED, FAST[0]))
+
+
 def test_compares_json_is_an_array_of_rows(pair: Path) -> None:
     done = call("compare", "before", "after", "--output", str(pair), "--json")
     rows = {row["profile"]: row for row in json.loads(done.stdout)}
@@ -252,7 +275,7 @@ def test_a_file_that_was_left_out_of_a_comparison_fails_it(tmp_path: Path, pair:
     done = call("compare", "cut", str(pair / "after"), "--output", str(tmp_path))
     assert done.exit_code == 1
     assert "r0.json is not a readable record" in done.stderr
-    assert "slower" in done.stdout
+    assert "2 of at least 3 processes" in done.stdout
 
 
 @pytest.mark.parametrize(

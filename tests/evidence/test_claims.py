@@ -6,7 +6,7 @@ import pytest
 from made import CASE, COLD, CPU, DEVICE, FUSED, HOST, WALL, concluded, control, manifest, measured, recorded
 
 from norm_fusion import metrics
-from norm_fusion.evidence.claims import needs_rerun, widest
+from norm_fusion.evidence.claims import fastest, needs_rerun, widest
 from norm_fusion.records import Cache, Call, Label, Measurement, Status, Timer
 from norm_fusion.spec import CONTROL, ROOF, Case
 
@@ -108,6 +108,23 @@ def test_the_width_is_that_of_the_worst_headline_claim() -> None:
     pooled = concluded(recorded(process(i) for i in range(3))).pooled
     assert widest(pooled, CASE.name) == pytest.approx(width(SPREAD["large"]), rel=1e-6)
     assert widest(pooled, "another") is None
+
+
+def test_the_fastest_is_the_one_over_which_the_speedup_is_smallest() -> None:
+    """A median of all samples may belong to processes that tuned themselves well, and forget the others."""
+    eager, steady = 10.0, [1.1, 1.1, 1.1]
+    tuned = [1.0, 1.0, 2.0]
+    made = recorded(
+        [
+            [measured("torch-eager", eager), measured("torch-native", a), measured("torch-compile", b)]
+            for a, b in zip(steady, tuned, strict=True)
+        ]
+    )
+    rows = {row.profile: row for row in concluded(made).pooled}
+    assert (rows["torch-compile"].p50_ms or 0) < (rows["torch-native"].p50_ms or 0)
+    assert fastest(rows) == "torch-native"
+    del rows["torch-eager"]
+    assert fastest(rows) == "torch-compile", "by p50 where there is nothing to be compared over"
 
 
 def test_a_wrong_pytorch_is_not_the_fastest() -> None:

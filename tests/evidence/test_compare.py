@@ -60,6 +60,28 @@ def test_what_is_wrong_failed_or_disturbed_in_either_run_is_no_speed(first: bool
         assert (row.label, row.code) == (label, code)
 
 
+def test_what_a_judge_doubts_in_a_run_is_doubted_between_runs() -> None:
+    good = side(*[[measured(FUSED, 0.2), measured(ROOF, 0.1), control(0.2)]] * 3)
+    fast = [measured(FUSED, 0.001), measured(ROOF, 0.1, read_gbps=100.0, write_gbps=100.0), control(0.001)]
+    assert rows(good, side(*[fast] * 3))[FUSED].code == "above-ceiling"
+    apart = [measured(FUSED, 0.1), measured(ROOF, 0.1), control(0.11)]
+    assert rows(good, side(*[apart] * 3))[FUSED].code == "control"
+    two = recorded([[measured(FUSED, 0.1)]] * 3, fingerprint=lambda k: "f" * 15 + str(k))
+    changed = [record for record, _ in two]
+    made = Side(manifest(), conclude(changed, reader(two), manifest()).pooled, changed)
+    assert rows(side(*[[measured(FUSED, 0.2)]] * 3), made)[FUSED].code == "fingerprint"
+    few = side(*[[measured(FUSED, 0.1)]] * 2)
+    assert (rows(good, few)[FUSED].code, rows(good, few)[FUSED].low is None) == ("processes", False)
+
+
+def test_a_control_of_another_contestant_is_another_kernel() -> None:
+    a, b = (
+        side(*[[measured(FUSED, 0.1), measured("torch-eager", 0.2), control(0.1, of=of)]] * 3)
+        for of in (FUSED, "torch-eager")
+    )
+    assert CONTROL not in rows(a, b)
+
+
 def test_a_noisy_row_asks_for_a_rerun() -> None:
     good = side(*[[measured(FUSED, 0.2)]] * 3)
     noisy = [s.model_copy(update={"blocks": [[0.1] * 8 + [0.2] * 2]}) for s in measured(FUSED, 0.1).series]
@@ -131,7 +153,7 @@ def test_every_difference_is_named_with_both_values_and_its_remedy() -> None:
         check_alike(manifest(), other)
     assert str(caught.value) == (
         "a and b are unlike: device_name a GPU / another; cache_bytes 1048576 / 1; driver 1 / 2; torch 2 / 3. "
-        "To compare them all the same add --allow device --allow driver --allow torch"
+        "To compare them all the same add --allow device --allow driver --allow torch (or --allow all)"
     )
 
 

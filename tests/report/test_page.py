@@ -84,7 +84,7 @@ def test_plots_draw_every_timed_row(browser: Browser, gpu: RunStore, gpu_page: P
         shown = [panel.title for panel in panels.PANELS if panel.title != "Every process"]
         assert texts(reader, ".plots figure h3") == shown
         expected = {
-            "Speedup of the fused kernel": timed - len(DEFAULT_CASES),
+            "Speedup over PyTorch": timed - len(DEFAULT_CASES),
             "Latency": timed,
             "Throughput against the measured copy": timed,
             "What one call costs its caller": timed * 2,
@@ -230,7 +230,7 @@ def test_rows_that_are_not_ok_give_a_reason_and_no_speedup(browser: Browser, cpu
         assert len(texts(reader, ".results tr.checked")) == len(DEFAULT_CASES)
         assert drawn(reader, f"{plot('Latency')} .role-mark text").count("wrong: not quoted") == 1
         missing = texts(reader, ".nothing")
-    assert [text for text in missing if text.startswith("Speedup of the fused kernel.")]
+    assert [text for text in missing if text.startswith("Speedup over PyTorch.")]
     assert [text for text in missing if "no device and no host series" in text]
 
 
@@ -247,7 +247,7 @@ def test_wrong_row_with_a_speedup_in_its_file_shows_none(browser: Browser, gpu: 
         assert all("off by 0.5 at row 3" in row for row in wrong)
         assert not any(re.search(r"\d+\.\d+x| µs", row) for row in wrong), wrong
         assert [text.split(" DRAM")[0] for text in texts(reader, ".glance tbody th")] == ["LayerNorm 4096x4096 float32"]
-        plotted = drawn(reader, f"{plot('Speedup of the fused kernel')} .role-mark text")
+        plotted = drawn(reader, f"{plot('Speedup over PyTorch')} .role-mark text")
         assert not any("RMSNorm" in text for text in plotted)
         # Nobody is compared with a wrong row either.
         assert not any("over torch-compile " in text for text in texts(reader, ".claims tbody tr"))

@@ -80,14 +80,14 @@ def test_reruns_regimes_control_and_events_are_on_the_page(browser: Browser, fiv
 
 def test_labels_intervals_and_processes_are_drawn(browser: Browser, five_page: Path) -> None:
     with opened(browser, five_page) as reader:
-        spoken = drawn(reader, f"{plot('Speedup of the fused kernel')} .role-mark text")
+        spoken = drawn(reader, f"{plot('Speedup over PyTorch')} .role-mark text")
         assert {*LABELS.values(), "invalid", "no figure: wrong-output", "baseline", "fastest"} <= {*spoken}
-        whiskers = reader.locator(f"{plot('Speedup of the fused kernel')} .mark-rule.role-mark line[stroke-width='7']")
+        whiskers = reader.locator(f"{plot('Speedup over PyTorch')} .mark-rule.role-mark line[stroke-width='7']")
         valid = 4 * (4 + 4) - 4 + 4  # four claims each of two kernels in four cases, less the invalid ones; the control
         assert whiskers.count() == valid
         dots = reader.locator(f"{plot('Every process')} .mark-symbol.role-mark path")
         assert dots.count() == valid * 5
-        assert reader.locator(f"{plot('Speedup of the fused kernel')} .mark-rect.role-mark path").count() == 1
+        assert reader.locator(f"{plot('Speedup over PyTorch')} .mark-rect.role-mark path").count() == 1
 
 
 def test_conditions_are_drawn_over_time_with_what_held_the_clock_back(browser: Browser, five_page: Path) -> None:

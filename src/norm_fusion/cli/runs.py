@@ -34,6 +34,7 @@ def _suites() -> None:
 RunArgument = Annotated[str, typer.Argument(help="A run's id, or its folder.")]
 
 
+LISTED = 12  # of what a gate refuses
 LEFT_OUT = "Exit codes: 0 all of it; 1 a file was left out, as it cannot be read or was changed; 2 bad usage."
 
 
@@ -160,8 +161,8 @@ def _judge(
 
 @lab.command(
     "compare",
-    epilog="Exit codes: 0 compared; 1 a row has a label that --fail-on names, or a file was left out; 2 bad usage, "
-    "unlike runs, or no row in common.",
+    epilog="Exit codes: 0 compared; 1 a file was left out, or with --fail-on: a row has such a label, is invalid, was "
+    "not timed in RUN_B any more, or none could be decided; 2 bad usage, unlike runs, or no row in common.",
 )
 def _compare(
     run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="The run before: its id, or its folder.")],
@@ -191,8 +192,8 @@ def _compare(
 ) -> None:
     """Compare two runs: what became faster, what slower.
 
-    "B faster by" is the time in RUN_A over that in RUN_B, with Welch's 95% interval over their processes.
-    A difference counts from 2%. The copy is compared too: where the roof changed, the machine did. Runs on unlike
+    "B speedup" is the time in RUN_A over that in RUN_B, with Welch's 95% interval over their processes. A difference
+    counts from 2%. The copy is compared too: where the roof changed, the machine did. Runs on unlike
     machines or software are refused, unless the difference is what you ask about: then allow it by name.
 
     \b
@@ -204,8 +205,8 @@ def _compare(
     from dataclasses import asdict
     from json import dumps
 
+    from norm_fusion.evidence import stored
     from norm_fusion.evidence.compare import FAILURES, Side, compare
-    from norm_fusion.evidence.stored import rejudged
     from norm_fusion.report import verdicts
     from norm_fusion.report.sheet import PIPE_WIDTH
     from norm_fusion.runs.store import RunStore
@@ -218,7 +219,7 @@ def _compare(
         for run in (run_a, run_b):
             store = RunStore.open(run, output)
             manifest = store.manifest()
-            made, records, odd = rejudged(store, manifest)
+            made, records, odd = stored.with_records(store, manifest)
             sides.append(Side(manifest, made.pooled, records))
             names.append(manifest.run_id)
             left_out += odd
@@ -229,11 +230,12 @@ def _compare(
         else:
             verdicts.show_comparison(console(PIPE_WIDTH), found, names[0], names[1])
         wanted = {label for name in fail_on or [] for label in FAILURES[name]}
-        failed = any(row.counts and row.label in wanted for row in found.rows)
-        if wanted and not failed and not any(row.counts and row.decided for row in found.rows):
-            said = "no row could be decided, so that --fail-on had nothing to see: measure both runs with 5 processes"
-            typer.echo(f"norm-fusion compare: {said}, and what was noisy again", err=True)
-        raise typer.Exit(int(failed or bool(left_out)))
+        refused = found.refused(wanted) if wanted else []
+        for said in refused[:LISTED]:
+            typer.echo(f"norm-fusion compare: --fail-on: {said}", err=True)
+        if len(refused) > LISTED:
+            typer.echo(f"norm-fusion compare: --fail-on: and {len(refused) - LISTED} more", err=True)
+        raise typer.Exit(int(bool(refused or left_out)))
 
 
 def _name(command: str, left_out: Iterable[str]) -> None:

@@ -114,7 +114,7 @@ def judge_kernels(step: Step | None, device: str | None, capability: str | None 
     if device == "cpu":
         return limited(
             name,
-            f"right in the interpreter ({step.facts.get('resolved')})",
+            f"correct in the interpreter ({step.facts.get('resolved')})",
             "on a CPU the Triton profiles are 'checked', never timed",
             "measure them on a machine with an NVIDIA GPU",
         )

@@ -126,7 +126,11 @@ class _Session:
             for attempt in range(1, self.plan.reruns + 1):
                 noisy = self._noisy()
                 cases = tuple(case for case in cases if case.name in noisy)
-                if not cases or not self._may_go_on(len(cases) * self.plan.fewest):
+                if not cases:
+                    break
+                if not self._may_go_on(len(cases) * self.plan.fewest):
+                    said = f"{len(cases)} noisy cases were not run again, as the budget of {self.plan.budget_s:g} s"
+                    self._update(notes=[*self.manifest.notes, f"{said} has no room for that: --budget raises it"])
                     break
                 self._attempt(attempt, cases)
             self._finish()

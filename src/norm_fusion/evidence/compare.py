@@ -1,21 +1,21 @@
 """Two runs, row by row: what became faster, what slower, and what cannot be told. Unlike runs are refused by name.
 
 Their processes are not paired: nothing that drifted during one run drifted with the other. So the ratio of two rows
-is that of the means of log medians, a process each, with Welch's interval (metrics.welch), and is judged by the same
-two boundaries as a claim within a run.
+is that of the means of log medians, a process each, with Welch's interval (metrics.welch). It is judged by the rules
+of a claim within a run: whatever makes a row of either run doubtful there makes it so here.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from norm_fusion import metrics
+from norm_fusion.evidence import verdicts
 from norm_fusion.evidence.claims import JUDGED
 from norm_fusion.evidence.pool import by_series, quoted
-from norm_fusion.evidence.verdicts import disturbed, failed, noisy, verdict, wrong
-from norm_fusion.records import Cache, Label, Manifest, Record, Timer
+from norm_fusion.records import Cache, Environment, Label, Manifest, Record, Timer
 from norm_fusion.runs.store import in_order
 from norm_fusion.spec import CONTROL, ROOF, SpecError
 
@@ -35,6 +35,8 @@ MUST_MATCH: Mapping[str, tuple[str, ...]] = {
     "quick": ("quick",),
 }
 EVERYTHING = "all"
+
+Rows = dict[tuple[str, str, Timer, Cache], Record]
 
 # What --fail-on takes: the labels, and a word for a difference in either direction.
 FAILURES: Mapping[str, frozenset[Label]] = {
@@ -59,6 +61,33 @@ class Side:
     manifest: Manifest
     pooled: Sequence[Record]
     records: Sequence[Record]
+
+    @property
+    def environment(self) -> Environment:
+        if self.manifest.environment is None:
+            raise SpecError(f"run {self.manifest.run_id!r} does not say where it took place: it cannot be compared")
+        return self.manifest.environment
+
+
+class _Seen:
+    """What there is to doubt the rows of a run by."""
+
+    def __init__(self, run: Side) -> None:
+        self.environment, self.by_series = run.environment, by_series(run.records)
+        self.rows: dict[tuple[str, int], list[Record]] = {}  # pooled, of a case's attempt
+        self.single: dict[tuple[str, str, int], list[Record]] = {}  # of a profile there
+        for record in run.pooled:
+            self.rows.setdefault((record.case, record.attempt), []).append(record)
+        for record in run.records:
+            self.single.setdefault((record.case, record.profile, record.attempt), []).append(record)
+
+    def side(self, r: Record) -> verdicts.Side:
+        rows, single = self.rows[r.case, r.attempt], self.single[r.case, r.profile, r.attempt]
+        return verdicts.Side(r, rows, single, self.environment)
+
+    def medians(self, r: Record) -> list[float]:
+        group = self.by_series[r.case, r.profile, r.timer, r.cache, r.attempt]
+        return [record.p50_ms for record in group if record.p50_ms is not None]
 
 
 @dataclass(frozen=True)
@@ -93,11 +122,32 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows that both runs have, and how many only one of them has."""
+    """The rows that both runs have, and how many only one of them has.
+
+    `lost`: a sentence for each contestant that A has timed and B, which was asked for it too, has not.
+    """
 
     rows: Sequence[Row]
     only_a: int
     only_b: int
+    lost: Sequence[str] = ()
+
+    def refused(self, labels: Collection[Label]) -> list[str]:
+        """Why a gate that looks for these labels does not let B pass: a sentence each.
+
+        A row that is invalid, or lost, never passes; and where nothing could be decided there was nothing to look at.
+        """
+        rows = [row for row in self.rows if row.counts]
+        found = [row for row in rows if row.label in {*labels, Label.INVALID}]
+        said = [f"{row.profile} at {row.case} ({row.timer} {row.cache}) is {became(row)}" for row in found]
+        if not any(row.decided for row in rows):
+            said.append("no row could be decided: measure both runs in five processes, and what was noisy again")
+        return [*said, *self.lost]
+
+
+def became(row: Row) -> str:
+    """What B is, seen from A."""
+    return {Label.SUPPORTED: "faster", Label.REGRESSION: "slower"}.get(row.label, row.label.value)
 
 
 def compare(a: Side, b: Side, allowed: Iterable[str] = ()) -> Comparison:
@@ -113,16 +163,19 @@ def compare(a: Side, b: Side, allowed: Iterable[str] = ()) -> Comparison:
     both = [key for key in ours if key in theirs and ours[key].control_of == theirs[key].control_of]
     if not both:
         raise SpecError(f"the runs have no row in common: {_listed(a, ours)}; {_listed(b, theirs)}")
-    singles = [by_series(side.records) for side in (a, b)]
-    rows = []
-    for key in both:
-        pair = ours[key], theirs[key]
-        times = [
-            [p50 for record in series[*key, one.attempt] if (p50 := record.p50_ms) is not None]
-            for series, one in zip(singles, pair, strict=True)
-        ]
-        rows.append(_row(pair, times))
-    return Comparison(rows, only_a=len(ours) - len(both), only_b=len(theirs) - len(both))
+    seen = [_Seen(side) for side in (a, b)]
+    one_card = a.environment.device == "cuda" and a.environment.device_uuid == b.environment.device_uuid
+    rows = [
+        _row(
+            [one.side(record) for one, record in zip(seen, (ours[key], theirs[key]), strict=True)],
+            [one.medians(record) for one, record in zip(seen, (ours[key], theirs[key]), strict=True)],
+            one_card,
+        )
+        for key in both
+    ]
+    return Comparison(
+        rows, only_a=len(ours) - len(both), only_b=len(theirs) - len(both), lost=list(_lost(ours, theirs, b))
+    )
 
 
 def check_alike(a: Manifest, b: Manifest, allowed: Iterable[str] = ()) -> None:
@@ -156,29 +209,41 @@ def summary(comparison: Comparison, a: str, b: str) -> str:
     return f"{found}."
 
 
-def _rows(side: Side) -> dict[tuple[str, str, Timer, Cache], Record]:
+def _rows(side: Side) -> Rows:
     timed = [record for record in quoted(side.pooled) if (record.timer, record.cache) in JUDGED]
     return {(r.case, r.profile, r.timer, r.cache): r for r in in_order(timed, side.manifest)}
 
 
-def _row(pair: tuple[Record, Record], times: Sequence[Sequence[float]]) -> Row:
+def _lost(ours: Rows, theirs: Rows, b: Side) -> Iterator[str]:
+    there = {key[:2] for key in theirs}
+    why = {(r.case, r.profile): r.reason or r.status.value for r in b.pooled}
+    for case, profile in dict.fromkeys(key[:2] for key in ours):
+        asked = case in b.manifest.cases and profile in b.manifest.profiles
+        if asked and (case, profile) not in there:
+            told = why.get((case, profile), "it has no record")
+            yield f"{profile} at {case} was not timed in {b.manifest.run_id}: {told}"
+
+
+def _row(sides: Sequence[verdicts.Side], times: Sequence[Sequence[float]], one_card: bool) -> Row:
+    """`one_card`: both runs were measured on it, so that its clock is to be the same."""
     a_ms, b_ms = (metrics.geometric_mean(mine) for mine in times)
     ratio, low, high = a_ms / b_ms, None, None
-    found = next((found for rule in (wrong, failed, noisy, disturbed) for side in pair if (found := rule(side))), None)
     if min(map(len, times)) >= 2:
         ratio, low, high = metrics.welch(times[0], times[1])
-        found = found or verdict(low, high)
-    label, code, reason = found or (
-        Label.INCONCLUSIVE,
-        "processes",
-        f"{len(times[0])} and {len(times[1])} processes: an interval needs two or more in each run",
-    )
-    one = pair[0]
+    a, b = (side.record for side in sides)
+    found = verdicts.doubt(sides)
+    if one_card:
+        found = found or verdicts.clock(a, b, sides[0].environment)
+    found = found or verdicts.few(min(map(len, times)))
+    if found is None:
+        assert low is not None and high is not None  # noqa: PT018 - `few` has seen to it
+        found = verdicts.verdict(low, high)
+    label, code, reason = found
     return Row(
-        case=one.case,
-        profile=one.profile,
-        timer=one.timer,
-        cache=one.cache,
+        case=a.case,
+        profile=a.profile,
+        timer=a.timer,
+        cache=a.cache,
         a_ms=a_ms,
         b_ms=b_ms,
         a_processes=len(times[0]),
@@ -205,12 +270,10 @@ def _differences(name: str, a: Manifest, b: Manifest) -> list[str]:
 def _fact(manifest: Manifest, name: str) -> object:
     if name == "quick":
         return manifest.quick
-    if manifest.environment is None:
-        raise SpecError(f"run {manifest.run_id!r} does not say where it took place: it cannot be compared")
-    return getattr(manifest.environment, name)
+    return getattr(Side(manifest, (), ()).environment, name)
 
 
-def _listed(side: Side, rows: Mapping[tuple[str, str, Timer, Cache], Record]) -> str:
+def _listed(side: Side, rows: Rows) -> str:
     cases = list(dict.fromkeys(key[0] for key in rows))
     profiles = list(dict.fromkeys(key[1] for key in rows))
     if not rows:

@@ -21,12 +21,24 @@ def rejudged(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list[Rec
 
 def concluded(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list[str]]:
     """The stored conclusions; where there are none that can be read, those made of what can be."""
-    try:
-        stored = store.conclusions()
-        if stored is not None:
-            return stored, []
-        unreadable = []
-    except StoreError as error:
-        unreadable = [str(error)]
+    stored, unreadable = _stored(store)
+    if stored is not None:
+        return stored, []
     made, _, left_out = rejudged(store, manifest)
     return made, unreadable + left_out
+
+
+def with_records(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list[Record], list[str]]:
+    """The same, with the records that they were made of."""
+    stored, unreadable = _stored(store)
+    if stored is not None:
+        return stored, *store.read()
+    made, records, left_out = rejudged(store, manifest)
+    return made, records, unreadable + left_out
+
+
+def _stored(store: RunStore) -> tuple[Conclusions | None, list[str]]:
+    try:
+        return store.conclusions(), []
+    except StoreError as error:
+        return None, [str(error)]

@@ -18,11 +18,25 @@ from dataclasses import dataclass
 
 from norm_fusion.evidence.claims import Claim, claims, needs_rerun, widest
 from norm_fusion.evidence.pool import ENOUGH, SeriesKey, by_series, pool, processes, ratios, standing
-from norm_fusion.metrics import half_width
+from norm_fusion.metrics import CLOCK, GATES, half_width
 from norm_fusion.records import Call, Code, Conclusions, Environment, Label, Manifest, Record, Samples, Status
 from norm_fusion.spec import BASELINE, BASELINE_OF, CONTROL, ITEMSIZE, Op, SpecError
 
-__all__ = ["ABOVE_CEILING", "CLOCKS_WITHIN", "DELTA", "RULE", "conclude", "judge", "needs_rerun", "verdict", "widest"]
+__all__ = [
+    "ABOVE_CEILING",
+    "CLOCKS_WITHIN",
+    "DELTA",
+    "RULE",
+    "Side",
+    "clock",
+    "conclude",
+    "doubt",
+    "few",
+    "judge",
+    "needs_rerun",
+    "verdict",
+    "widest",
+]
 
 RULE = 1
 # The smallest difference that is worth a word: fixed before any run.
@@ -36,18 +50,13 @@ Found = tuple[Label, str, str]  # label, reason code, reason
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """A claim and what there is to judge it by: single records of both sides, the control, the machine."""
+class Side:
+    """One side of a claim, with what there is to doubt it by."""
 
-    claim: Claim
-    rows: Mapping[tuple[str, str, str], Record]  # pooled, of the same attempt: by profile, timer, cache
-    single: Sequence[Record]  # of both sides, a process each, all series
-    ratios: Sequence[float]
+    record: Record  # pooled, in the claim's series
+    rows: Sequence[Record]  # pooled, of the same attempt of its case
+    single: Sequence[Record]  # a process each, all series
     environment: Environment
-
-    @property
-    def sides(self) -> tuple[Record, Record]:
-        return self.claim.subject, self.claim.baseline
 
 
 def judge(pooled: Sequence[Record], records: Iterable[Record], manifest: Manifest) -> list[Call]:
@@ -109,35 +118,30 @@ def _labelled(record: Record, labels: Mapping[SeriesKey, Mapping[str, str]]) -> 
 
 def _call(
     claim: Claim,
-    rows: Iterable[Record],
+    rows: Sequence[Record],
     series: Mapping[SeriesKey, Sequence[Record]],
     manifest: Manifest,
     environment: Environment,
 ) -> Call:
     subject, baseline = claim.subject, claim.baseline
-    quotable = baseline.profile in subject.speedup
     mine = series.get((subject.case, subject.profile, claim.timer, claim.cache, subject.attempt), ())
+    found_ratios = ratios(mine, baseline.profile) if baseline.profile in subject.speedup else []
     low, high = subject.interval.get(baseline.profile, (None, None))
-    trial = _Trial(
-        claim=claim,
-        rows={(row.profile, row.timer, row.cache): row for row in rows},
-        single=[
-            record
-            for (case, profile, _, _, attempt), group in series.items()
-            if (case, attempt) == (subject.case, subject.attempt)
-            if profile in (subject.profile, baseline.profile)
-            for record in group
-        ],
-        ratios=ratios(mine, baseline.profile) if quotable else [],
-        environment=environment,
-    )
-    found = next((found for rule in RULES if (found := rule(trial)) is not None), None)
+    single = [
+        record
+        for (case, profile, _, _, attempt), group in series.items()
+        if (case, attempt) == (subject.case, subject.attempt)
+        if profile in (subject.profile, baseline.profile)
+        for record in group
+    ]
+    found = doubt([Side(record, rows, single, environment) for record in (subject, baseline)])
+    found = found or clock(subject, baseline, environment) or few(len(found_ratios))
     if found is None:
-        assert low is not None and high is not None  # noqa: PT018 - _few has seen to it
+        assert low is not None and high is not None  # noqa: PT018 - `few` has seen to it
         found = verdict(low, high)
     label, code, reason = found
-    if manifest.state == "interrupted" and len(trial.ratios) < manifest.fewest:
-        reason += f"; the run was interrupted, and this is of {len(trial.ratios)} processes"
+    if manifest.state == "interrupted" and len(found_ratios) < manifest.fewest:
+        reason += f"; the run was interrupted, and this is of {len(found_ratios)} processes"
     return Call(
         case=subject.case,
         profile=subject.profile,
@@ -149,11 +153,11 @@ def _call(
         reason=reason,
         rule=RULE,
         attempt=subject.attempt,
-        processes=len(trial.ratios),
+        processes=len(found_ratios),
         speedup=subject.speedup.get(baseline.profile),
         low=low,
         high=high,
-        ratios=list(trial.ratios),
+        ratios=list(found_ratios),
     )
 
 
@@ -172,67 +176,60 @@ def verdict(low: float, high: float) -> Found:
     return Label.INCONCLUSIVE, "straddles", f"{said} straddles {straddled}, at {reached}"
 
 
-def wrong(side: Record) -> Found | None:
-    if side.status is not Status.WRONG:
+def doubt(sides: Sequence[Side]) -> Found | None:
+    """Why a comparison of these is not to be judged by its interval: the first rule that one of them breaks."""
+    return next((found for rule in RULES for side in sides if (found := rule(side)) is not None), None)
+
+
+def _wrong(side: Side) -> Found | None:
+    r = side.record
+    if r.status is not Status.WRONG:
         return None
-    return (
-        Label.INVALID,
-        (side.code or Code.WRONG_OUTPUT).value,
-        f"{side.profile} is wrong: {side.reason or 'no reason kept'}",
-    )
+    return Label.INVALID, (r.code or Code.WRONG_OUTPUT).value, f"{r.profile} is wrong: {r.reason or 'no reason kept'}"
 
 
-def failed(side: Record) -> Found | None:
-    if side.status is not Status.FAILED:
+def _failed(side: Side) -> Found | None:
+    r = side.record
+    if r.status is not Status.FAILED:
         return None
-    return Label.INVALID, (side.code or Code.RAISED).value, f"{side.profile} failed: {side.reason or 'no reason kept'}"
+    return Label.INVALID, (r.code or Code.RAISED).value, f"{r.profile} failed: {r.reason or 'no reason kept'}"
 
 
-def noisy(side: Record) -> Found | None:
-    """By the claim's own series: of a graph's calls one in eight may be slow each time, and their mean steady."""
-    if side.noise != "rerun":
-        return None
-    seen = f"p95/p50 of {side.profile} is {side.noise_ratio or 0:.2f} in the series {side.timer} {side.cache}"
-    return Label.RERUN_NOISE, "noise", f"{seen}: too noisy for a precise claim"
-
-
-def disturbed(side: Record) -> Found | None:
-    if not side.events:
-        return None
-    first = side.events[0]
-    more = f" (and {len(side.events) - 1} more)" if len(side.events) > 1 else ""
-    return Label.RERUN_NOISE, first.kind, f"while {side.profile} was sampled: {first.detail}{more}"
-
-
-def _either(rule: Callable[[Record], Found | None]) -> Callable[[_Trial], Found | None]:
-    """A rule that one side alone can break."""
-    return lambda trial: next((found for side in trial.sides if (found := rule(side)) is not None), None)
-
-
-def _fingerprint(trial: _Trial) -> Found | None:
-    seen = sorted({record.fingerprint for record in trial.single})
+def _fingerprint(side: Side) -> Found | None:
+    seen = sorted({record.fingerprint for record in side.single})
     if len(seen) < 2:
         return None
     return Label.INVALID, "fingerprint", f"device or software changed during the run: fingerprints {', '.join(seen)}"
 
 
-def _ceiling(trial: _Trial) -> Found | None:
+def _ceiling(side: Side) -> Found | None:
     """More than can be read is not fast: what was quoted was not read, or not from memory."""
-    for side in trial.sides:
-        if side.cache != "cold" or side.gbps is None or side.read_gbps is None or side.dtype not in ITEMSIZE:
-            continue
-        rotated = (side.rotation or 0) * 2 * side.rows * side.cols * ITEMSIZE[side.dtype]
-        # Reading is the fastest of the three on a GPU; on a CPU a copy may be streamed past the cache.
-        ceiling = max(side.read_gbps, side.write_gbps or 0.0, side.roof_gbps or 0.0)
-        if rotated >= trial.environment.cache_bytes and side.gbps > ceiling * ABOVE_CEILING:
-            said = f"{side.profile} would move {side.gbps:,.0f} GB/s, this memory moves {ceiling:,.0f}"
-            return Label.INVALID, "above-ceiling", f"{said}: it did not do all of its work, or not from memory"
-    return None
+    r = side.record
+    if r.cache != "cold" or r.gbps is None or r.read_gbps is None or r.dtype not in ITEMSIZE:
+        return None
+    rotated = (r.rotation or 0) * 2 * r.rows * r.cols * ITEMSIZE[r.dtype]
+    # Reading is the fastest of the three on a GPU; on a CPU a copy may be streamed past the cache.
+    ceiling = max(r.read_gbps, r.write_gbps or 0.0, r.roof_gbps or 0.0)
+    if rotated < side.environment.cache_bytes or r.gbps <= ceiling * ABOVE_CEILING:
+        return None
+    said = f"{r.profile} would move {r.gbps:,.0f} GB/s, this memory moves {ceiling:,.0f}"
+    return Label.INVALID, "above-ceiling", f"{said}: it did not do all of its work, or not from memory"
 
 
-def _control(trial: _Trial) -> Found | None:
+def _noisy(side: Side) -> Found | None:
+    """By the claim's own series: of a graph's calls one in eight may be slow each time, and their mean steady."""
+    r = side.record
+    if r.noise != "rerun":
+        return None
+    gate = GATES[CLOCK[r.timer]][1]
+    seen = f"p95/p50 of {r.profile} is above {gate:g} in most processes ({r.noise_ratio or 0:.2f} of all samples)"
+    return Label.RERUN_NOISE, "noise", f"{seen} in the series {r.timer} {r.cache}: too noisy for a precise claim"
+
+
+def _control(side: Side) -> Found | None:
     """A contestant differs from itself: whatever made it differ was at work on the others too."""
-    control = trial.rows.get((CONTROL, trial.claim.timer, trial.claim.cache))
+    series = side.record.timer, side.record.cache
+    control = next((r for r in side.rows if r.profile == CONTROL and (r.timer, r.cache) == series), None)
     if control is None or control.control_of is None:
         return None
     measured = control.speedup.get(control.control_of)
@@ -242,30 +239,39 @@ def _control(trial: _Trial) -> Found | None:
     return Label.RERUN_NOISE, "control", f"{said}: so may anything here"
 
 
-def _clock(trial: _Trial) -> Found | None:
-    probes = [side.probe for side in trial.sides if side.probe is not None]
-    allowed = CLOCKS_WITHIN[trial.environment.device]
+def _disturbed(side: Side) -> Found | None:
+    r = side.record
+    if not r.events:
+        return None
+    first = r.events[0]
+    more = f" (and {len(r.events) - 1} more)" if len(r.events) > 1 else ""
+    return Label.RERUN_NOISE, first.kind, f"while {r.profile} was sampled: {first.detail}{more}"
+
+
+def clock(one: Record, other: Record, environment: Environment) -> Found | None:
+    """Their clocks differ: so would their times, of the same kernel."""
+    probes = [record.probe for record in (one, other) if record.probe is not None]
+    allowed = CLOCKS_WITHIN[environment.device]
     if len(probes) < 2 or max(probes) / min(probes) <= 1 + allowed:
         return None
     apart = max(probes) / min(probes) - 1
     return Label.RERUN_NOISE, "clock", f"the contestants' clocks were {apart:.1%} apart, {allowed:.0%} is allowed"
 
 
-def _few(trial: _Trial) -> Found | None:
-    found = len(trial.ratios)
-    if found >= ENOUGH:
+def few(processes: int) -> Found | None:
+    """An interval of so few processes is not to be trusted."""
+    if processes >= ENOUGH:
         return None
-    return Label.INCONCLUSIVE, "processes", f"{found} of at least {ENOUGH} processes: too few for an interval to trust"
+    said = f"{processes} of at least {ENOUGH} processes: too few for an interval to trust"
+    return Label.INCONCLUSIVE, "processes", said
 
 
-RULES: tuple[Callable[[_Trial], Found | None], ...] = (
-    _either(wrong),
-    _either(failed),
+RULES: tuple[Callable[[Side], Found | None], ...] = (
+    _wrong,
+    _failed,
     _fingerprint,
     _ceiling,
-    _either(noisy),
+    _noisy,
     _control,
-    _either(disturbed),
-    _clock,
-    _few,
+    _disturbed,
 )

@@ -42,6 +42,10 @@ def wall(ring: Ring, timer: Timer = "wall", cache: Cache = "cold") -> None:
 
     if ring.settled is None:
         ring.warm_up(ring.contestants, block)
+    elif cache == "cold":
+        # Captured graphs are warm, and eager calls are not: the first one for an output's place allocates it.
+        for contestant in ring.contestants:
+            ring.run(block, contestant, [], len(ring.inputs))
     ring.rounds(timer, cache, ring.contestants, block)
 
 

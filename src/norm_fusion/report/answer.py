@@ -158,7 +158,7 @@ def _profile(row: Row | None) -> str | None:
 def _why_untimed(rows: Sequence[Row]) -> str:
     statuses = {row.status for row in rows if row.profile.startswith("triton-")}
     if statuses == {Status.CHECKED}:
-        return "the fused kernel is right, and a CPU cannot time it"
+        return "the fused kernel is correct, and a CPU cannot time it"
     if not statuses:
         return "the fused kernel was not asked for"
     return "the fused kernel was timed" if statuses == {Status.OK} else "the fused kernel has no speedup here"

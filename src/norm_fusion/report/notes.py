@@ -30,7 +30,9 @@ def notes(manifest: Manifest, rows: Sequence[Row]) -> list[str]:
     said = [effort(manifest, rows), *manifest.notes, *controls(rows), *reruns(rows, everything=False)]
     said += [*apart(rows), *undecided(rows, everything=False), *happened(rows), *_rows(rows), *company(manifest)]
     if any(row.status is Status.CHECKED for row in rows):
-        said.append("* right in Triton's interpreter, on a sample of the rows; a CPU says nothing of its latency")
+        said.append(
+            "checked: correct in Triton's interpreter, on a sample of the rows; a CPU says nothing of its latency"
+        )
     return [printable(text) for text in dict.fromkeys(said) if text]
 
 

@@ -305,8 +305,8 @@ PANELS: tuple[Panel, ...] = (
             ("band", f"±{DELTA:.0%}: no difference"),
         ),
         speedups,
-        "No correct kernel was timed beside a correct PyTorch in this run (a CPU checks Triton's in the interpreter), so "
-        "there is no speedup to draw.",
+        "No correct kernel was timed beside a correct PyTorch in this run (a CPU checks Triton's in the interpreter), "
+        "so there is no speedup to draw.",
     ),
     Panel(
         "Every process",

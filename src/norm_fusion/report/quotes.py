@@ -117,8 +117,8 @@ class Overall:
 
     @property
     def words(self) -> str:
-        """`12.8x [12.7, 12.8]`; without the interval, which promises too much, where all of it is noise."""
-        if all(one.label is Label.RERUN_NOISE for one in self.quotes):
+        """`12.8x [12.7, 12.8]`; without the interval, which promises too much, where a part of it is noise."""
+        if any(one.label is Label.RERUN_NOISE for one in self.quotes):
             return f"about {times(self.speedup)}"
         ends = self.interval
         return times(self.speedup) if ends is None else f"{times(self.speedup)} {span(*ends)}"

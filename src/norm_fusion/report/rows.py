@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from norm_fusion.evidence.claims import fastest
 from norm_fusion.evidence.pool import quoted
 from norm_fusion.metrics import GATES, half_width
 from norm_fusion.records import Cache, Call, Conclusions, Manifest, Record, Status, Timer
@@ -122,22 +123,18 @@ def fused(rows: Sequence[Row]) -> Row | None:
 
 def fastest_torch(rows: Sequence[Row]) -> Row | None:
     """The fastest correct PyTorch among the rows of one case, all by one series: the best that any of them has."""
-    torch_rows = [row for row in rows if row.profile.startswith("torch-") and row.status is Status.OK]
-    return _fastest_by(torch_rows, RATIO)
+    return next((best for series in RATIO if (best := _fastest_by(rows, series)) is not None), None)
 
 
 def fastest_wall(rows: Sequence[Row]) -> Row | None:
     """The fastest correct PyTorch among the rows of one case in eager calls, by wall time."""
-    torch_rows = [row for row in rows if row.profile.startswith("torch-") and row.status is Status.OK]
-    return _fastest_by(torch_rows, [WALL])
+    return _fastest_by(rows, WALL)
 
 
-def _fastest_by(rows: Sequence[Row], wanted: Iterable[Series]) -> Row | None:
-    for series in wanted:
-        timed = [(ms, row) for row in rows if (ms := row.ms(*series)) is not None]
-        if timed:
-            return min(timed, key=lambda pair: pair[0])[1]
-    return None
+def _fastest_by(rows: Sequence[Row], series: Series) -> Row | None:
+    torch = {row.profile: row for row in rows if row.profile.startswith("torch-") and row.status is Status.OK}
+    timed = {name: r for name, row in torch.items() if (r := row.series.get(series)) is not None and r.p50_ms}
+    return torch[fastest(timed)] if timed else None
 
 
 def above_roof(row: Row) -> bool:

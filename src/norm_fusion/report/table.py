@@ -38,8 +38,8 @@ STYLE = {
     Status.UNAVAILABLE: "yellow",
 }
 VERDICT = {
-    Status.OK: "right",
-    Status.CHECKED: "right*",
+    Status.OK: "correct",
+    Status.CHECKED: "checked",
     Status.WRONG: "WRONG",
     Status.FAILED: "failed",
     Status.UNAVAILABLE: NOTHING,

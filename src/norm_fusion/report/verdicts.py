@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
 
-from norm_fusion.evidence.compare import Comparison, Row, summary
+from norm_fusion.evidence.compare import Comparison, Row, became, summary
 from norm_fusion.records import Cache, Call, Conclusions, Label, Timer
 from norm_fusion.report.notes import printable
 from norm_fusion.report.rows import ROLES, duration, give_or_take
 from norm_fusion.report.sheet import CALL_STYLE, NOTHING, Cell, Column, Group, Line, Sheet, print_sheet
-
-LISTED = 8  # reasons in a terminal
 
 Claimed = tuple[str, str, str, Timer, Cache]
 
@@ -50,7 +48,7 @@ def show_calls(console: Console, made: Conclusions, stored: Conclusions | None) 
 def show_comparison(console: Console, comparison: Comparison, a: str, b: str) -> None:
     """A table of the rows that two runs share, why some have no label by their interval, and one sentence.
 
-    "B faster by" is A's time over B's.
+    "B speedup" is A's time over B's.
     """
     lines: list[Line] = []
     rows: list[Row | None] = []
@@ -69,9 +67,9 @@ def show_comparison(console: Console, comparison: Comparison, a: str, b: str) ->
         column("series", lambda row: (row.timer if row.cache == "cold" else f"{row.timer} {row.cache}", "")),
         column("A", lambda row: (duration(row.a_ms), "")),
         column("B", lambda row: (duration(row.b_ms), "")),
-        column("B faster by", lambda row: (f"{row.speedup:.3f}x", "")),
+        column("B speedup", lambda row: (f"{row.speedup:.3f}x", "")),
         column("95%", lambda row: (_width(row), "")),
-        column("B is", lambda row: (_became(row), CALL_STYLE[row.label])),
+        column("B is", lambda row: (became(row), CALL_STYLE[row.label])),
     ]
     title = f"A is {printable(a)}, B is {printable(b)}; 95% intervals over the processes of each"
     print_sheet(console, Sheet(title, "case / profile", lines, [Group(columns, left=("series", "B is"))]))
@@ -82,20 +80,16 @@ def show_comparison(console: Console, comparison: Comparison, a: str, b: str) ->
 
 
 def _notes(rows: Iterable[Row]) -> Iterator[str]:
-    """Why rows have a label that is not by their interval: those that share a reason share a line."""
-    shared: dict[tuple[Label, str], list[str]] = {}
+    """Why rows have a label that is not by their interval: those that share a reason's code share a line."""
+    shared: dict[tuple[Label, str], list[Row]] = {}
     for row in rows:
         if row.label in (Label.INVALID, Label.RERUN_NOISE) or row.code == "processes":
-            place = f"{row.profile} at {row.case} ({row.timer} {row.cache})"
-            shared.setdefault((row.label, row.reason), []).append(place)
-    for (label, reason), places in list(shared.items())[:LISTED]:
-        yield f"{label.value}: {places[0]}{f' and {len(places) - 1} more' if len(places) > 1 else ''}: {reason}"
-    if len(shared) > LISTED:
-        yield f"and {len(shared) - LISTED} more reasons: --json has them all"
-
-
-def _became(row: Row) -> str:
-    return {Label.SUPPORTED: "faster", Label.REGRESSION: "slower"}.get(row.label, row.label.value)
+            shared.setdefault((row.label, row.code), []).append(row)
+    for (label, code), those in shared.items():
+        first = those[0]
+        place = f"{first.profile} at {first.case} ({first.timer} {first.cache})"
+        count = f" in {len(those)} rows, the first" if len(those) > 1 else ""
+        yield f"{label.value} ({code}){count}: {place}: {first.reason}"
 
 
 def _width(row: Row) -> str:
