@@ -30,9 +30,21 @@ def shown(run: str) -> str:
 
 
 def compared(a: str, b: str, *words: str) -> str:
-    """How two runs compare, as a block of code, without their eager calls."""
-    command = ["compare", a, b, *words]
-    return _block(["norm-fusion", *command], *command, without="wall")
+    """How two runs compare, as a block of code."""
+    command = ["compare", f"evidence/{a}", f"evidence/{b}", *words]
+    return _block(["norm-fusion", *command], *command)
+
+
+def made(*runs: str) -> str:
+    """A table of runs: the command that made each, its commit, how long it took."""
+    table = ["| run | made by | commit | took |", "|---|---|---|---:|"]
+    for run in runs:
+        folder = ROOT / "evidence" / run
+        check = folder / "harness.json"
+        told = json.loads(check.read_text()) if check.is_file() else _manifest(run)
+        commit = told["environment"]["commit"][:10]
+        table.append(f"| `{run}` | `{' '.join(told['command'])}` | {commit} | {_seconds(told):.0f} s |")
+    return "\n".join(table) + "\n"
 
 
 def tried(run: str) -> str:
@@ -43,19 +55,20 @@ def tried(run: str) -> str:
 
 
 def claims(*runs: str) -> str:
-    """A table of the fused kernels: share of the copy, speedup over either baseline with interval and label."""
-    heads = "run | case | of copy, graph | of copy, device | over torch-baseline | over the fastest PyTorch"
-    table = [f"| {heads} |", "|---|---|---:|---:|---|---|"]
+    """A table of the fused kernels: share of the copy, speedup over either baseline with interval and label.
+
+    The fastest PyTorch is the one over which the speedup is smallest.
+    """
+    heads = "run | case | of copy | over torch-baseline | over the fastest PyTorch | the same, single kernels"
+    table = [f"| {heads} |", "|---|---|---:|---|---|---|"]
     for run in runs:
-        cold = [r for r in _records(run) if r["cache"] == "cold"]
-        records = [r for r in cold if r["timer"] == "graph"]
-        for mine in (r for r in records if r["profile"].startswith("triton-fused")):
-            beside = [r for r in records if r["case"] == mine["case"] and r["profile"].startswith("torch-")]
-            fastest = min(beside, key=lambda r: r["p50_ms"])["profile"]
-            single = next(r for r in cold if r["timer"] == "device" and _same(r, mine))
-            over = [f"{_quoted(mine, 'torch-baseline')}", f"{_quoted(mine, fastest)} ({fastest})"]
-            shares = [f"{r['roof_share']:.3f}" for r in (mine, single)]
-            table.append(f"| {run} | {mine['case']} | {' | '.join(shares)} | {' | '.join(over)} |")
+        cold = [r for r in _records(run) if r["cache"] == "cold" and r["profile"].startswith("triton-fused")]
+        for mine in (r for r in cold if r["timer"] == "graph"):
+            torch = [name for name in mine["speedup"] if name != "torch-baseline"]
+            fastest = min(torch, key=mine["speedup"].__getitem__)
+            single = next(r for r in cold if r["timer"] == "device" and r["case"] == mine["case"])
+            over = [_quoted(mine, "torch-baseline"), f"{_quoted(mine, fastest)} ({fastest})", _quoted(single, fastest)]
+            table.append(f"| {run} | {mine['case']} | {mine['roof_share']:.3f} | {' | '.join(over)} |")
     return "\n".join(table) + "\n"
 
 
@@ -84,19 +97,9 @@ def medians(profiles: Sequence[str], *runs: str) -> str:
     return "\n".join(table) + "\n"
 
 
-def took(run: str) -> str:
-    """A run's time from its beginning to its end, and its processes."""
-    manifest = _manifest(run)
-    return f"{_seconds(manifest):.0f} s, {manifest['processes']} processes"
-
-
 def _seconds(manifest: dict[str, Any]) -> float:
     began, ended = (datetime.fromisoformat(manifest[name]) for name in ("started_at", "finished_at"))
     return (ended - began).total_seconds()
-
-
-def _same(one: Record, other: Record) -> bool:
-    return (one["case"], one["profile"]) == (other["case"], other["profile"])
 
 
 def _quoted(record: Record, baseline: str) -> str:
@@ -119,13 +122,12 @@ def _records(run: str) -> list[Record]:
     return found
 
 
-def _block(command: Sequence[str], *words: str, without: str = "\0") -> str:
+def _block(command: Sequence[str], *words: str) -> str:
     lines = [f"$ {' '.join(command)}", *_printed(*words).splitlines()]
     # Tables fit: it is sentences that are wrapped.
     told = [
         part
         for line in lines
-        if without not in line
         for part in ([line] if len(line) <= COLUMNS else textwrap.wrap(line, COLUMNS, subsequent_indent=_indent(line)))
     ]
     return "\n".join(["```", *told, "```"]) + "\n"
