@@ -86,12 +86,12 @@ def _over(picked: Sequence[tuple[Row, Group]], baseline: Callable[[Group], str |
 
 
 def _part(quotes: Sequence[Quote], what: str) -> str:
-    """`12.8x [12.7, 12.8] torch-baseline (torch-eager), supported`; of several cases with the worst by name."""
+    """`12.8x [12.7, 12.8] over torch-baseline (torch-eager), supported`; of several cases with the worst by name."""
     found = overall(quotes)
     if found is None:
         return ""
     called = f", {found.called}" if found.called else ""
-    return f"{found.words} {what}{called}{_worst(found)}"
+    return f"{found.words} over {what}{called}{_worst(found)}"
 
 
 def _worst(found: Overall) -> str:
@@ -120,7 +120,7 @@ def _eager(picked: Sequence[tuple[Row, Group]]) -> str:
     names = {one.baseline for one in found.quotes}
     what = names.pop() if len(names) == 1 else "the fastest PyTorch there"
     called = f", {found.called}" if found.called else ""
-    return f" In eager calls it is {found.words} {what}{called}{_worst(found)}" + (
+    return f" In eager calls it is {found.words} over {what}{called}{_worst(found)}" + (
         f" (launch-bound{share})." if bound else "."
     )
 
