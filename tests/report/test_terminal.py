@@ -199,7 +199,9 @@ def test_a_win_that_disappears_in_eager_calls_is_seen_beside_it(five: RunStore) 
     assert "launch-bound" in next(line for line in times["rmsnorm-2048x4096-float16"] if "triton" in line)
     assert "DRAM-bound" in next(line for line in times["rmsnorm-4096x4096-float16"] if "eager" in line)
     said = answer([row for row in rows.rows_of(*both(five)) if row.case == "rmsnorm-2048x4096-float16"])
-    assert re.search(r"In eager calls it is 0\.9\dx \[0\.\d+, 0\.\d+\] over torch-native, regression \(launch-bound\)", said)
+    assert re.search(
+        r"In eager calls it is 0\.9\dx \[0\.\d+, 0\.\d+\] over torch-native, regression \(launch-bound\)", said
+    )
 
 
 def both(store: RunStore) -> tuple[Conclusions, object]:
@@ -283,8 +285,9 @@ def test_the_mean_over_cases_is_of_the_processes_and_counts_the_calls(judged: li
     assert found.interval == pytest.approx(metrics.interval(means))
     assert found.called == "supported in 1 of 3 cases, no difference in 1, inconclusive in 1"
     low, high = found.interval
-    assert f"{found.speedup:.2f}x [{low:.3f}, {high:.3f}] over the fastest correct PyTorch (torch-compile-max)" in answer(
-        judged
+    assert (
+        f"{found.speedup:.2f}x [{low:.3f}, {high:.3f}] over the fastest correct PyTorch (torch-compile-max)"
+        in answer(judged)
     )
 
 
