@@ -42,6 +42,7 @@ def test_the_harness_passed_where_that_is_said(check: Path) -> None:
     report = HarnessReport.model_validate_json(check.read_bytes())
     assert all(each.passed for each in report.checks)
     assert check.with_name("harness.md").read_text() == page(report)
+    assert list(check.parent.glob("*/manifest.json")), "with every record and sample"
 
 
 def test_there_is_evidence() -> None:

@@ -510,6 +510,14 @@ def test_what_is_noisy_is_run_again_at_most_twice_and_every_attempt_is_kept(
     assert (call.label == "rerun noise") == (quiet_from == 9)
 
 
+def test_reruns_that_the_budget_has_no_room_for_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(monkeypatch, "time.sleep(1)", told=NOISY.format(quiet_from=9))
+    asked = plan(*TWO, cases=CASES[1:2], fewest=3, most=3, reruns=2, quick=False, budget_s=5)
+    _, store = run(tmp_path, asked)
+    assert {record.attempt for record in store.records()} == {0}
+    assert any("noisy case was not run again" in note for note in store.manifest().notes)
+
+
 def test_reruns_are_not_counted_as_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wide_at_first = SPREAD.replace("{spread}", "(0 if ATTEMPT else 0.3)")
     noisy_at_first = """

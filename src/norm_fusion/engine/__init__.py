@@ -129,8 +129,9 @@ class _Session:
                 if not cases:
                     break
                 if not self._may_go_on(len(cases) * self.plan.fewest):
-                    said = f"{len(cases)} noisy cases were not run again, as the budget of {self.plan.budget_s:g} s"
-                    self._update(notes=[*self.manifest.notes, f"{said} has no room for that: --budget raises it"])
+                    noisy_ones = "1 noisy case was" if len(cases) == 1 else f"{len(cases)} noisy cases were"
+                    said = f"{noisy_ones} not run again: the budget of {self.plan.budget_s:g} s has no room for it"
+                    self._update(notes=[*self.manifest.notes, f"{said}, --budget raises it"])
                     break
                 self._attempt(attempt, cases)
             self._finish()

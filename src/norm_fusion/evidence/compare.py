@@ -81,13 +81,12 @@ class _Seen:
         for record in run.records:
             self.single.setdefault((record.case, record.profile, record.attempt), []).append(record)
 
-    def side(self, r: Record) -> verdicts.Side:
+    def of(self, r: Record) -> tuple[verdicts.Side, list[float]]:
+        """A pooled record as a side of a comparison, and its median in each process."""
         rows, single = self.rows[r.case, r.attempt], self.single[r.case, r.profile, r.attempt]
-        return verdicts.Side(r, rows, single, self.environment)
-
-    def medians(self, r: Record) -> list[float]:
         group = self.by_series[r.case, r.profile, r.timer, r.cache, r.attempt]
-        return [record.p50_ms for record in group if record.p50_ms is not None]
+        medians = [record.p50_ms for record in group if record.p50_ms is not None]
+        return verdicts.Side(r, rows, single, self.environment), medians
 
 
 @dataclass(frozen=True)
@@ -139,15 +138,15 @@ class Comparison:
         """
         rows = [row for row in self.rows if row.counts]
         found = [row for row in rows if row.label in {*labels, Label.INVALID}]
-        said = [f"{row.profile} at {row.case} ({row.timer} {row.cache}) is {became(row)}" for row in found]
+        said = [f"{row.profile} at {row.case} ({row.timer} {row.cache}) is {became(row.label)}" for row in found]
         if not any(row.decided for row in rows):
             said.append("no row could be decided: measure both runs in five processes, and what was noisy again")
         return [*said, *self.lost]
 
 
-def became(row: Row) -> str:
+def became(label: Label) -> str:
     """What B is, seen from A."""
-    return {Label.SUPPORTED: "faster", Label.REGRESSION: "slower"}.get(row.label, row.label.value)
+    return {Label.SUPPORTED: "faster", Label.REGRESSION: "slower"}.get(label, label.value)
 
 
 def compare(a: Side, b: Side, allowed: Iterable[str] = ()) -> Comparison:
@@ -163,19 +162,11 @@ def compare(a: Side, b: Side, allowed: Iterable[str] = ()) -> Comparison:
     both = [key for key in ours if key in theirs and ours[key].control_of == theirs[key].control_of]
     if not both:
         raise SpecError(f"the runs have no row in common: {_listed(a, ours)}; {_listed(b, theirs)}")
-    seen = [_Seen(side) for side in (a, b)]
+    mine, other = _Seen(a), _Seen(b)
     one_card = a.environment.device == "cuda" and a.environment.device_uuid == b.environment.device_uuid
-    rows = [
-        _row(
-            [one.side(record) for one, record in zip(seen, (ours[key], theirs[key]), strict=True)],
-            [one.medians(record) for one, record in zip(seen, (ours[key], theirs[key]), strict=True)],
-            one_card,
-        )
-        for key in both
-    ]
-    return Comparison(
-        rows, only_a=len(ours) - len(both), only_b=len(theirs) - len(both), lost=list(_lost(ours, theirs, b))
-    )
+    rows = [_row(mine.of(ours[key]), other.of(theirs[key]), one_card) for key in both]
+    lost = list(_lost(ours, theirs, b))
+    return Comparison(rows, only_a=len(ours) - len(both), only_b=len(theirs) - len(both), lost=lost)
 
 
 def check_alike(a: Manifest, b: Manifest, allowed: Iterable[str] = ()) -> None:
@@ -196,8 +187,7 @@ def summary(comparison: Comparison, a: str, b: str) -> str:
     """One sentence: how many rows became what, and whether the machine itself did."""
     counted = Counter(row.label for row in comparison.rows if row.counts)
     total = sum(counted.values())
-    said = {Label.SUPPORTED: "faster", Label.REGRESSION: "slower"}
-    parts = [f"{counted[label]} {said.get(label, label.value)}" for label in Label if counted[label]]
+    parts = [f"{counted[label]} {became(label)}" for label in Label if counted[label]]
     found = f"{b} against {a}, {total} row{'' if total == 1 else 's'}: {', '.join(parts) or 'none but the roof'}"
     roofs = Counter(row.label for row in comparison.rows if row.profile == ROOF)
     moved = roofs[Label.SUPPORTED] + roofs[Label.REGRESSION]
@@ -224,17 +214,19 @@ def _lost(ours: Rows, theirs: Rows, b: Side) -> Iterator[str]:
             yield f"{profile} at {case} was not timed in {b.manifest.run_id}: {told}"
 
 
-def _row(sides: Sequence[verdicts.Side], times: Sequence[Sequence[float]], one_card: bool) -> Row:
+def _row(one: tuple[verdicts.Side, list[float]], two: tuple[verdicts.Side, list[float]], one_card: bool) -> Row:
     """`one_card`: both runs were measured on it, so that its clock is to be the same."""
+    times = one[1], two[1]
+    fewest = min(map(len, times))
+    a, b = one[0].record, two[0].record
     a_ms, b_ms = (metrics.geometric_mean(mine) for mine in times)
     ratio, low, high = a_ms / b_ms, None, None
-    if min(map(len, times)) >= 2:
-        ratio, low, high = metrics.welch(times[0], times[1])
-    a, b = (side.record for side in sides)
-    found = verdicts.doubt(sides)
+    if fewest >= 2:
+        ratio, low, high = metrics.welch(*times)
+    found = verdicts.doubt([one[0], two[0]])
     if one_card:
-        found = found or verdicts.clock(a, b, sides[0].environment)
-    found = found or verdicts.few(min(map(len, times)))
+        found = found or verdicts.clock(a, b, one[0].environment)
+    found = found or verdicts.few(fewest)
     if found is None:
         assert low is not None and high is not None  # noqa: PT018 - `few` has seen to it
         found = verdicts.verdict(low, high)

@@ -69,7 +69,7 @@ def show_comparison(console: Console, comparison: Comparison, a: str, b: str) ->
         column("B", lambda row: (duration(row.b_ms), "")),
         column("B speedup", lambda row: (f"{row.speedup:.3f}x", "")),
         column("95%", lambda row: (_width(row), "")),
-        column("B is", lambda row: (became(row), CALL_STYLE[row.label])),
+        column("B is", lambda row: (became(row.label), CALL_STYLE[row.label])),
     ]
     title = f"A is {printable(a)}, B is {printable(b)}; 95% intervals over the processes of each"
     print_sheet(console, Sheet(title, "case / profile", lines, [Group(columns, left=("series", "B is"))]))
