@@ -158,6 +158,17 @@ def test_show_and_report_pool_the_processes(tmp_path: Path) -> None:
     assert "110 µs" in (tmp_path / "a" / "report.html").read_text()
 
 
+def test_samples_that_were_cut_are_told_by_whoever_reads_stored_calls(tmp_path: Path) -> None:
+    store = stored(tmp_path, "a", FAST, judged=True)
+    assert call("show", "a", "--output", str(tmp_path)).exit_code == 0
+    path = next((store.path / "samples").glob("*.r1.json.gz"))
+    path.write_bytes(path.read_bytes()[:-20])
+    for words in (["show", "a"], ["report", "a"], ["compare", "a", "a"]):
+        done = call(*words, "--output", str(tmp_path))
+        assert done.exit_code == 1
+        assert "was changed after it was written" in done.stderr
+
+
 def test_show_leaves_out_what_cannot_be_read_and_says_so(tmp_path: Path) -> None:
     store = stored(tmp_path, "a", FAST)
     (store.path / "records" / f"{CASE.name}.r2.json").write_text("{")
@@ -255,7 +266,7 @@ def test_a_gate_lets_nothing_pass_that_is_wrong_gone_or_undecided(tmp_path: Path
     assert f"{FUSED} at {CASE.name} (graph cold) is invalid" in after(
         *[measured(FUSED, ms, status=Status.WRONG, reason="r") for ms in FAST]
     )
-    assert f"{FUSED} at {CASE.name} was not timed in b2: it crashed" in after(
+    assert f"{FUSED} at {CASE.name} was not timed in B: it crashed" in after(
         *[measured(FUSED, None, status=Status.FAILED, reason="it crashed") for _ in FAST]
     )
     assert "no row could be decided" in after(measured(FUSED, FAST[0]))

@@ -83,6 +83,7 @@ def test_conditions_are_read_while_it_runs(tmp_path: Path, monkeypatch: pytest.M
         ("os.kill(os.getpid(), 11)", Code.CRASHED, "was killed by SIGSEGV"),
         ("os.kill(os.getpid(), 9)", Code.CRASHED, "was killed by SIGKILL (out of memory?)"),
         ("sys.exit(3)", Code.CRASHED, "ended with exit code 3"),
+        ("import os; os._exit(0)", Code.CRASHED, "ended with exit code 0"),
         ("print('rubbish', flush=True)", Code.CRASHED, "sent a message that is not of its protocol"),
         ("print('3', flush=True)", Code.CRASHED, "not of its protocol"),
         ("print('[' * 100000, flush=True)", Code.CRASHED, "not of its protocol"),

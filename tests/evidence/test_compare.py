@@ -114,7 +114,8 @@ def test_each_run_is_quoted_by_the_attempt_that_stands() -> None:
 
 
 def test_nothing_in_common_says_what_each_has() -> None:
-    a, b = side([measured(FUSED, 0.1)]), side([measured("torch-eager", 0.1)], of=manifest(run_id="b"))
+    asked = manifest(run_id="b", profiles=["torch-eager"])
+    a, b = side([measured(FUSED, 0.1)]), side([measured("torch-eager", 0.1)], of=asked)
     with pytest.raises(SpecError, match=f"no row in common: a has {FUSED} at {CASE.name}; b has torch-eager at"):
         compare(a, b)
     empty = side([measured(FUSED, None, status=Status.CHECKED, reason="r")])

@@ -14,6 +14,7 @@ from made import (
     HOST,
     WALL,
     concluded,
+    control,
     manifest,
     measured,
     reader,
@@ -218,3 +219,20 @@ def test_speedups_do_not_depend_on_the_order_of_records() -> None:
     back = pool([record for record, _ in reversed(made)], reader(made), GPU)
     by_key = {record.key: record.speedup for record in back}
     assert all(math.isclose(r.speedup[n], by_key[r.key][n]) for r in forth for n in r.speedup)
+
+
+def test_what_fails_as_its_own_control_has_failed() -> None:
+    good = [measured(FUSED, 0.1), control(0.1)]
+    bad = [measured(FUSED, 0.1), control(0.1).model_copy(update={"status": Status.FAILED, "reason": "boom"})]
+    row = pooled(good, bad, good)[FUSED]
+    assert row.status is Status.FAILED
+    assert row.reason == "boom (measured a second time, as the control) (in 1 of 3 processes)"
+    assert row.speedup == {}
+
+
+def test_a_rerun_is_no_pardon() -> None:
+    first = recorded([[measured(FUSED, 0.1, status=Status.WRONG, reason="zeros")], *[[measured(FUSED, 0.1)]] * 2])
+    again = recorded([[measured(FUSED, 0.1)]] * 3, attempt=1)
+    found = pool([record for record, _ in (*first, *again)], reader([*first, *again]), GPU)
+    assert [(row.attempt, row.status) for row in found] == [(0, Status.WRONG), (1, Status.WRONG)]
+    assert found[1].reason == "zeros (in attempt 1) (in 1 of 3 processes)"

@@ -22,6 +22,8 @@ def prepare(profile: str, p: Operands) -> Prepared:
     try:
         module = import_module(named["module"])
     except ModuleNotFoundError as missing:
+        if not f"{named['module']}.".startswith(f"{missing.name}."):
+            raise Unavailable(f"module {named['module']!r} imports {missing.name!r}", "install that") from None
         raise Unavailable(f"there is no module {missing.name!r}", "put its folder on PYTHONPATH") from None
     function = getattr(module, named["function"], None)
     if function is None:

@@ -63,7 +63,8 @@ ProcessesOption = Annotated[
         "--processes",
         metavar="K[:MOST]",
         help="Measure in K fresh processes, and add more, up to MOST, until the intervals are as narrow as --precision "
-        f"asks; K alone means exactly K, and 1 is --quick.  [default: {FEWEST}:{MOST}]",
+        f"asks; that needs a K of {FEWEST} or more. K alone means exactly K, and 1 is --quick.  "
+        f"[default: {FEWEST}:{MOST}]",
     ),
 ]
 PrecisionOption = Annotated[

@@ -156,6 +156,7 @@ def _judge(
             typer.echo("norm-fusion judge: nothing stored: bring these files back, or delete them, first", err=True)
         elif write:
             store.write_conclusions(made)
+            typer.echo(f"norm-fusion judge: stored {len(made.calls)} calls in {store.path / 'calls.json'}", err=True)
         raise typer.Exit(int(bool(unreadable + left_out)))
 
 
@@ -224,6 +225,8 @@ def _compare(
             names.append(manifest.run_id)
             left_out += odd
         _name("norm-fusion compare", left_out)
+        if names[0] == names[1]:  # a copy, or the same one
+            names = [run_a, run_b]
         found = compare(sides[0], sides[1], allowed=allow or [])
         if json:
             print_array(dumps(asdict(row)) for row in found.rows)

@@ -99,7 +99,7 @@ class Host:
             if fault is not None:
                 worker.kill()
             left = worker.end()
-        if fault is None and (self.done or left.code == 0):
+        if fault is None and self.done:
             return Fate(well=True, log=left.log)
         culprit = self.blamed or left.last
         known = culprit is not None and culprit[0] == self.case

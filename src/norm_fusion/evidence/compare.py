@@ -15,7 +15,7 @@ from norm_fusion import metrics
 from norm_fusion.evidence import verdicts
 from norm_fusion.evidence.claims import JUDGED
 from norm_fusion.evidence.pool import by_series, quoted
-from norm_fusion.records import Cache, Environment, Label, Manifest, Record, Timer
+from norm_fusion.records import Cache, Environment, Label, Manifest, Record, Status, Timer
 from norm_fusion.runs.store import in_order
 from norm_fusion.spec import CONTROL, ROOF, SpecError
 
@@ -160,12 +160,12 @@ def compare(a: Side, b: Side, allowed: Iterable[str] = ()) -> Comparison:
     ours, theirs = _rows(a), _rows(b)
     # A control is that of one contestant: of another one it is another kernel.
     both = [key for key in ours if key in theirs and ours[key].control_of == theirs[key].control_of]
-    if not both:
+    lost = list(_lost(ours, theirs, b))
+    if not both and not lost:
         raise SpecError(f"the runs have no row in common: {_listed(a, ours)}; {_listed(b, theirs)}")
     mine, other = _Seen(a), _Seen(b)
     one_card = a.environment.device == "cuda" and a.environment.device_uuid == b.environment.device_uuid
     rows = [_row(mine.of(ours[key]), other.of(theirs[key]), one_card) for key in both]
-    lost = list(_lost(ours, theirs, b))
     return Comparison(rows, only_a=len(ours) - len(both), only_b=len(theirs) - len(both), lost=lost)
 
 
@@ -188,7 +188,7 @@ def summary(comparison: Comparison, a: str, b: str) -> str:
     counted = Counter(row.label for row in comparison.rows if row.counts)
     total = sum(counted.values())
     parts = [f"{counted[label]} {became(label)}" for label in Label if counted[label]]
-    found = f"{b} against {a}, {total} row{'' if total == 1 else 's'}: {', '.join(parts) or 'none but the roof'}"
+    found = f"{b} against {a}, {total} row{'' if total == 1 else 's'}: {', '.join(parts) or 'none that counts'}"
     roofs = Counter(row.label for row in comparison.rows if row.profile == ROOF)
     moved = roofs[Label.SUPPORTED] + roofs[Label.REGRESSION]
     if moved:
@@ -206,12 +206,11 @@ def _rows(side: Side) -> Rows:
 
 def _lost(ours: Rows, theirs: Rows, b: Side) -> Iterator[str]:
     there = {key[:2] for key in theirs}
-    why = {(r.case, r.profile): r.reason or r.status.value for r in b.pooled}
+    why = {(r.case, r.profile): r.reason for r in b.pooled if r.status is not Status.OK}
     for case, profile in dict.fromkeys(key[:2] for key in ours):
         asked = case in b.manifest.cases and profile in b.manifest.profiles
         if asked and (case, profile) not in there:
-            told = why.get((case, profile), "it has no record")
-            yield f"{profile} at {case} was not timed in {b.manifest.run_id}: {told}"
+            yield f"{profile} at {case} was not timed in B: {why.get((case, profile)) or 'it has no record there'}"
 
 
 def _row(one: tuple[verdicts.Side, list[float]], two: tuple[verdicts.Side, list[float]], one_card: bool) -> Row:

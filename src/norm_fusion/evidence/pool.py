@@ -12,7 +12,7 @@ import numpy as np
 
 from norm_fusion import metrics
 from norm_fusion.records import Cache, Code, Environment, Record, Samples, Status, Timer
-from norm_fusion.spec import BASELINE, BASELINE_OF, ITEMSIZE, ROOF, Op
+from norm_fusion.spec import BASELINE, BASELINE_OF, CONTROL, ITEMSIZE, ROOF, Op
 
 SeriesKey = tuple[str, str, Timer, Cache, int]  # case, profile, timer, cache, attempt
 # The worst of a profile's processes speaks for all: a kernel that dies in one of five may not be quoted. What cannot be
@@ -30,7 +30,7 @@ def pool(records: Iterable[Record], samples: Callable[[Record], Samples], enviro
     """
     rows = [record for record in records if record.replicate is not None]
     counted = processes(rows)
-    said = {key: _verdict(mine, counted[key[0], key[2]]) for key, mine in _by_profile(rows).items()}
+    said = {key: _verdict(mine, counted[key[0], key[2]]) for key, mine in _with_other_failures(rows).items()}
     series = by_series(rows)
     timed = {(case, profile, attempt) for case, profile, timer, _, attempt in series if timer != "none"}
     pooled = []
@@ -87,6 +87,29 @@ def _by_profile(rows: Iterable[Record]) -> dict[tuple[str, str, int], list[Recor
     groups: dict[tuple[str, str, int], list[Record]] = {}
     for record in rows:
         groups.setdefault((record.case, record.profile, record.attempt), []).append(record)
+    return groups
+
+
+def _with_other_failures(rows: Sequence[Record]) -> dict[tuple[str, str, int], list[Record]]:
+    """The records of each profile in an attempt, and those that tell of its failures elsewhere.
+
+    A control is the same code under another name: how it failed, the original did. And a rerun is no pardon: what was
+    wrong or raised in an earlier attempt may not be quoted from a later one.
+    """
+    groups = _by_profile(rows)
+    bad = [record for record in rows if record.status in (Status.FAILED, Status.WRONG)]
+    for record in bad:
+        if record.profile == CONTROL and (record.case, record.control_of, record.attempt) in groups:
+            said = f"{record.reason or record.status} (measured a second time, as the control)"
+            groups[record.case, record.control_of or "", record.attempt].append(
+                record.model_copy(update={"reason": said})
+            )
+    for (case, profile, attempt), mine in list(groups.items()):
+        before = [r for r in bad if (r.case, r.profile) == (case, profile) and r.attempt < attempt]
+        if before and all(record.status not in (Status.FAILED, Status.WRONG) for record in mine):
+            first = before[0]
+            said = f"{first.reason or first.status} (in attempt {first.attempt + 1})"
+            mine.append(first.model_copy(update={"reason": said}))
     return groups
 
 

@@ -39,6 +39,8 @@ def with_records(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list
 
 def _stored(store: RunStore) -> tuple[Conclusions | None, list[str]]:
     try:
-        return store.conclusions(), []
+        made = store.conclusions()
     except StoreError as error:
         return None, [str(error)]
+    # Where samples are not what the records were made of, the judge says of which.
+    return (made if store.has_samples(store.read()[0]) else None), []

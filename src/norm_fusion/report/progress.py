@@ -50,7 +50,8 @@ class Watch:
         known = f"{fewest}" if most == fewest else f"at least {fewest}" if number <= fewest else f"at most {most}"
         self.about = f"process {number} of {known}" if most > 1 else "one process"
         if attempt:
-            self.about = f"rerun {attempt} of {cases} noisy cases, {self.about}"
+            noisy = "1 noisy case" if cases == 1 else f"{cases} noisy cases"
+            self.about = f"{noisy} again (rerun {attempt}), {self.about}"
         self.bar.update(self.task, total=steps, completed=0, description=self.about)
 
     def step(self, case: str, what: str) -> None:

@@ -74,7 +74,7 @@ def show_comparison(console: Console, comparison: Comparison, a: str, b: str) ->
     title = f"A is {printable(a)}, B is {printable(b)}; 95% intervals over the processes of each"
     print_sheet(console, Sheet(title, "case / profile", lines, [Group(columns, left=("series", "B is"))]))
     console.print()
-    for note in _notes(comparison.rows):
+    for note in (*_notes(comparison.rows), *comparison.lost):
         _line(console, f"- {note}")
     console.print(printable(summary(comparison, a, b)), style="bold", markup=False, highlight=False, soft_wrap=True)
 

@@ -212,6 +212,14 @@ class RunStore:
             raise StoreError(f"{path} has no samples of {record.key}: it is not the file that was written with it")
         return by_key[record.key]
 
+    def has_samples(self, records: Iterable[Record]) -> bool:
+        """Are all files of samples there that these records name, as they were written?"""
+        named = {r.samples_file: r.samples_sha256 for r in records if r.samples_file is not None}
+        try:
+            return all(sha256((self.path / file).read_bytes()).hexdigest() == told for file, told in named.items())
+        except OSError:
+            return False
+
     def conclusions(self) -> Conclusions | None:
         """What a rule made of the records, as it was last stored; None where nothing is."""
         path = self.path / "calls.json"
