@@ -5,28 +5,27 @@ cog -r -I docs README.md docs/*.md    # quote again; with --check instead of -r:
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
 from datetime import datetime
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-from norm_fusion.metrics import half_width
+from norm_fusion.evidence.stored import concluded
+from norm_fusion.records import HarnessReport, Manifest
+from norm_fusion.report.quotes import quote
+from norm_fusion.report.rows import Row, Series, baseline_of, cases, fastest_torch, fused, rows_of
+from norm_fusion.runs.store import RunStore
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = 100
 
-Record = dict[str, Any]
-
 
 def shown(run: str) -> str:
     """A run's command, and what it prints, as a block of code."""
-    return _block(_manifest(run)["command"], "show", run)
+    return _block(_store(run).manifest().command, "show", run)
 
 
 def compared(a: str, b: str, *words: str) -> str:
@@ -39,11 +38,12 @@ def made(*runs: str) -> str:
     """A table of runs: the command that made each, its commit, how long it took."""
     table = ["| run | made by | commit | took |", "|---|---|---|---:|"]
     for run in runs:
-        folder = ROOT / "evidence" / run
-        check = folder / "harness.json"
-        told = json.loads(check.read_text()) if check.is_file() else _manifest(run)
-        commit = told["environment"]["commit"][:10]
-        table.append(f"| `{run}` | `{' '.join(told['command'])}` | {commit} | {_seconds(told):.0f} s |")
+        check = ROOT / "evidence" / run / "harness.json"
+        whole = check.is_file()
+        told = HarnessReport.model_validate_json(check.read_bytes()) if whole else _store(run).manifest()
+        assert told.environment is not None
+        commit = (told.environment.commit or "")[:10]
+        table.append(f"| `{run}` | `{' '.join(told.command)}` | {commit} | {_seconds(told):.0f} s |")
     return "\n".join(table) + "\n"
 
 
@@ -55,20 +55,17 @@ def tried(run: str) -> str:
 
 
 def claims(*runs: str) -> str:
-    """A table of the fused kernels: share of the copy, speedup over either baseline with interval and label.
-
-    The fastest PyTorch is the one over which the speedup is smallest.
-    """
+    """A table of the fused kernels: share of the copy, speedup over either baseline with interval and label."""
     heads = "run | case | of copy | over torch-baseline | over the fastest PyTorch | the same, single kernels"
     table = [f"| {heads} |", "|---|---|---:|---|---|---|"]
     for run in runs:
-        cold = [r for r in _records(run) if r["cache"] == "cold" and r["profile"].startswith("triton-fused")]
-        for mine in (r for r in cold if r["timer"] == "graph"):
-            torch = [name for name in mine["speedup"] if name != "torch-baseline"]
-            fastest = min(torch, key=mine["speedup"].__getitem__)
-            single = next(r for r in cold if r["timer"] == "device" and r["case"] == mine["case"])
-            over = [_quoted(mine, "torch-baseline"), f"{_quoted(mine, fastest)} ({fastest})", _quoted(single, fastest)]
-            table.append(f"| {run} | {mine['case']} | {mine['roof_share']:.3f} | {' | '.join(over)} |")
+        for case, group in cases(_rows(run)).items():
+            mine, best = fused(group), fastest_torch(group)
+            assert mine is not None and mine.ratio is not None and best is not None  # noqa: PT018
+            named = baseline_of(mine.any.op) or ""
+            over = [_told(mine, named), f"{_told(mine, best.profile)} ({best.profile})"]
+            over.append(_told(mine, best.profile, ("device", "cold")))
+            table.append(f"| {run} | {case} | {mine.ratio.roof_share:.3f} | {' | '.join(over)} |")
     return "\n".join(table) + "\n"
 
 
@@ -76,10 +73,10 @@ def widths(run: str) -> str:
     """A table of the half-widths of the fused kernels' intervals over each PyTorch, by graph."""
     torch = ("torch-eager", "torch-native", "torch-compile", "torch-compile-max")
     table = [f"| {run}, over | {' | '.join(torch)} |", "|---|" + "---:|" * len(torch)]
-    for r in _records(run):
-        if (r["timer"], r["cache"]) == ("graph", "cold") and r["profile"].startswith("triton-fused"):
-            ends = [r["interval"][name] for name in torch]
-            table.append(f"| {r['case']} | {' | '.join(f'±{half_width(*each):.1%}' for each in ends)} |")
+    for case, group in cases(_rows(run)).items():
+        mine = fused(group)
+        quotes = [] if mine is None else [quote(mine, name) for name in torch]
+        table.append(f"| {case} | {' | '.join('-' if one is None else one.width for one in quotes)} |")
     return "\n".join(table) + "\n"
 
 
@@ -88,38 +85,32 @@ def medians(profiles: Sequence[str], *runs: str) -> str:
     table = ["| run | case | profile | us, a process each, in order of size |", "|---|---|---|---|"]
     for run in runs:
         found: dict[tuple[str, str], list[float]] = {}
-        for path in sorted((ROOT / "evidence" / run / "records").glob("*.json")):
-            for r in json.loads(path.read_text()):
-                if (r["timer"], r["cache"]) == ("graph", "cold") and r["profile"] in profiles:
-                    found.setdefault((r["case"], r["profile"]), []).append(r["p50_ms"] * 1e3)
+        for r in _store(run).records():
+            if (r.timer, r.cache) == ("graph", "cold") and r.profile in profiles and r.p50_ms is not None:
+                found.setdefault((r.case, r.profile), []).append(r.p50_ms * 1e3)
         for (case, profile), each in found.items():
             table.append(f"| {run} | {case} | {profile} | {' '.join(f'{us:.1f}' for us in sorted(each))} |")
     return "\n".join(table) + "\n"
 
 
-def _seconds(manifest: dict[str, Any]) -> float:
-    began, ended = (datetime.fromisoformat(manifest[name]) for name in ("started_at", "finished_at"))
+def _told(row: Row, baseline: str, series: Series | None = None) -> str:
+    one = quote(row, baseline, series)
+    return "-" if one is None else f"{one.words} {one.label.value if one.label else ''}".strip()
+
+
+def _rows(run: str) -> list[Row]:
+    store = _store(run)
+    manifest = store.manifest()
+    return rows_of(concluded(store, manifest)[0], manifest)
+
+
+def _store(run: str) -> RunStore:
+    return RunStore.open(run, ROOT / "evidence")
+
+
+def _seconds(told: Manifest | HarnessReport) -> float:
+    began, ended = (datetime.fromisoformat(at or "") for at in (told.started_at, told.finished_at))
     return (ended - began).total_seconds()
-
-
-def _quoted(record: Record, baseline: str) -> str:
-    if baseline not in record["speedup"]:
-        return "-"
-    low, high = record["interval"].get(baseline, (None, None))
-    reach = f" [{low:.2f}, {high:.2f}]" if low is not None else ""
-    return f"{record['speedup'][baseline]:.2f}x{reach} {record['call'].get(baseline, '')}".strip()
-
-
-@cache
-def _manifest(run: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((ROOT / "evidence" / run / "manifest.json").read_text())
-    return found
-
-
-@cache
-def _records(run: str) -> list[Record]:
-    found: list[Record] = json.loads(_printed("show", run, "--json"))
-    return found
 
 
 def _block(command: Sequence[str], *words: str) -> str:

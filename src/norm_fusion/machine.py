@@ -99,7 +99,7 @@ def _moment() -> dict[str, Any]:
 
 def cpu_ticks(root: Path = ROOT) -> tuple[int, int] | None:
     """All CPUs' ticks since boot, and the part of them that the hypervisor gave to others; None where nobody says."""
-    words = (_text(root / "proc/stat") or "").partition("\n")[0].split()
+    words = (text(root / "proc/stat") or "").partition("\n")[0].split()
     if len(words) < 9 or words[0] != "cpu" or not all(word.isdecimal() for word in words[1:9]):
         return None
     ticks = [int(word) for word in words[1:9]]  # user nice system idle iowait irq softirq steal; guests are in user
@@ -108,11 +108,12 @@ def cpu_ticks(root: Path = ROOT) -> tuple[int, int] | None:
 
 def cpu_name(root: Path = ROOT) -> str | None:
     """The processor's model, where the kernel names it, else its kind."""
-    found = re.search(r"^model name\s*:\s*(.+)$", _text(root / "proc/cpuinfo") or "", re.MULTILINE)
+    found = re.search(r"^model name\s*:\s*(.+)$", text(root / "proc/cpuinfo") or "", re.MULTILINE)
     return found[1].strip() if found else platform.processor() or platform.machine() or None
 
 
-def _text(path: Path) -> str | None:
+def text(path: Path) -> str | None:
+    """What a file of the kernel's says; None where there is none."""
     try:
         return path.read_text(errors="replace").strip()
     except (OSError, ValueError):

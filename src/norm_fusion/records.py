@@ -24,6 +24,11 @@ class Status(StrEnum):
     FAILED = "failed"
     UNAVAILABLE = "unavailable"
 
+    @property
+    def bad(self) -> bool:
+        """It computed something else, or did not end: nothing of it may be quoted."""
+        return self in (Status.WRONG, Status.FAILED)
+
 
 Timer = Literal["device", "graph", "host", "wall", "none"]
 Cache = Literal["cold", "hot", "none"]

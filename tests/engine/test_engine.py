@@ -467,7 +467,7 @@ def test_only_the_cases_that_are_too_wide_go_on(tmp_path: Path, monkeypatch: pyt
 
 
 def test_no_process_is_begun_that_would_end_after_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker(monkeypatch, "time.sleep(0.5)")
+    worker(monkeypatch, "time.sleep(0.6)")
     began = time.monotonic()
     _, store = run(tmp_path, plan(cases=CASES[:1], fewest=10, most=15, budget_s=1.6))
     assert 1 <= store.manifest().processes <= 2

@@ -88,7 +88,7 @@ def gather(device: str, output: Path) -> Facts:
         temporary=temporary,
         clock=facts.clock(),
         nvml=_read(nvml.read, lambda why: nvml.Nvml(problem=why)),
-        module=facts.text(machine.ROOT / "proc/driver/nvidia/version"),
+        module=machine.text(machine.ROOT / "proc/driver/nvidia/version"),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         locks=facts.held_locks(temporary.path),
         software=_read(facts.software, lambda _: facts.Software()),

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from norm_fusion.backends import CUTE, PEERS
-from norm_fusion.machine import ROOT, cpu_name, cpu_ticks
+from norm_fusion.machine import ROOT, cpu_name, cpu_ticks, text
 
 STEAL_PAUSE_S = 0.2
 PROGRAM_TIMEOUT_S = 5
@@ -116,13 +116,6 @@ class Software:
     ncu_version: str | None = None
     restricted: bool | None = None  # hardware counters for administrators alone
     admin: bool | None = None
-
-
-def text(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace").strip()
-    except (OSError, ValueError):
-        return None
 
 
 def number(path: Path) -> int | None:

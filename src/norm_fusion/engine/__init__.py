@@ -84,7 +84,7 @@ class Outcome:
 
 def _bad(record: Record) -> bool:
     absent = record.status is Status.UNAVAILABLE and backends.is_users(record.profile)
-    return record.status in (Status.WRONG, Status.FAILED) or absent
+    return record.status.bad or absent
 
 
 def run(plan: Plan, manifest: Manifest, create: Callable[[], RunStore], listener: Listener) -> Outcome:
@@ -131,7 +131,7 @@ class _Session:
                 if not self._may_go_on(len(cases) * self.plan.fewest):
                     noisy_ones = "1 noisy case was" if len(cases) == 1 else f"{len(cases)} noisy cases were"
                     said = f"{noisy_ones} not run again: the budget of {self.plan.budget_s:g} s has no room for it"
-                    self._update(notes=[*self.manifest.notes, f"{said}, --budget raises it"])
+                    self._note(f"{said}, --budget raises it")
                     break
                 self._attempt(attempt, cases)
             self._finish()
@@ -198,7 +198,7 @@ class _Session:
         asked = f" of at least {self.plan.fewest}" if number < self.plan.fewest else ""
         during = f" of rerun {attempt}" if attempt else ""
         said = f"the budget of {self.plan.budget_s:g} s was spent after {number}{asked} processes{during}"
-        self._update(notes=[*self.manifest.notes, f"{said}: --budget raises it, fewer cases need less"])
+        self._note(f"{said}: --budget raises it, fewer cases need less")
 
     def _process(self, number: int, attempt: int, cases: tuple[Case, ...]) -> None:
         """One replicate: a fresh worker over the cases; each that dies is followed by one for the cases left."""
@@ -293,7 +293,7 @@ class _Session:
             odd = ", ".join(f"{key} was {was[key]}, is {now_[key]}" for key in was if was[key] != now_[key])
             note = f"process {shard.replicate + 1} found another environment than the first: {odd}"
             if note not in self.manifest.notes:
-                self._update(notes=[*self.manifest.notes, note])
+                self._note(note)
         of = (self.plan.fewest, self.plan.most)
         self.listener.process(shard.replicate + 1, of, len(shard.cases), shard.attempt, event["total"])
 
@@ -369,6 +369,9 @@ class _Session:
         if self.store is not None:
             self.outcome.conclusions = self._conclude()  # to be shown even where it cannot be stored
             self.outcome.conclusions = self.store.write_conclusions(self.outcome.conclusions)
+
+    def _note(self, text: str) -> None:
+        self._update(notes=[*self.manifest.notes, text])
 
     def _update(self, **changes: Any) -> None:
         self.manifest = self.manifest.model_copy(update=changes)

@@ -123,9 +123,8 @@ def widest(pooled: Iterable[Record], case: str) -> float | None:
     if torch:
         op = next(iter(torch.values())).op
         named = {BASELINE_OF[Op(op)]} if op in set(Op) else set()
-        best = min(PRIMARY.index((record.timer, record.cache)) for record in torch.values())
-        first = {name: r for name, r in torch.items() if (r.timer, r.cache) == PRIMARY[best]}
-        baselines = named | {fastest(first)} if others else named
+        by_series = ({name: r for name, r in torch.items() if (r.timer, r.cache) == one} for one in PRIMARY)
+        baselines = named | {fastest(next(filter(None, by_series)))} if others else named
     else:
         baselines = set(list(timed)[:1])
     widths = [
@@ -144,8 +143,7 @@ def fastest(found: Mapping[str, Record]) -> str:
     them by p50.
     """
     op = next(iter(found.values())).op
-    named = BASELINE_OF[Op(op)] if op in set(Op) else None
-    speedups = {name: 1.0 if name == named else record.speedup.get(named or "") for name, record in found.items()}
-    if named in found and None not in speedups.values():
-        return max(found, key=lambda name: speedups[name] or 0.0)
+    named = BASELINE_OF[Op(op)] if op in set(Op) else ""
+    if named in found and all(name == named or named in record.speedup for name, record in found.items()):
+        return max(found, key=lambda name: found[name].speedup.get(named, 1.0))
     return min(found, key=lambda name: found[name].p50_ms or math.inf)

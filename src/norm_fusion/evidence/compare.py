@@ -217,19 +217,12 @@ def _row(one: tuple[verdicts.Side, list[float]], two: tuple[verdicts.Side, list[
     """`one_card`: both runs were measured on it, so that its clock is to be the same."""
     times = one[1], two[1]
     fewest = min(map(len, times))
-    a, b = one[0].record, two[0].record
+    a = one[0].record
     a_ms, b_ms = (metrics.geometric_mean(mine) for mine in times)
     ratio, low, high = a_ms / b_ms, None, None
     if fewest >= 2:
         ratio, low, high = metrics.welch(*times)
-    found = verdicts.doubt([one[0], two[0]])
-    if one_card:
-        found = found or verdicts.clock(a, b, one[0].environment)
-    found = found or verdicts.few(fewest)
-    if found is None:
-        assert low is not None and high is not None  # noqa: PT018 - `few` has seen to it
-        found = verdicts.verdict(low, high)
-    label, code, reason = found
+    label, code, reason = verdicts.decided(one[0], two[0], fewest, low, high, one_clock=one_card)
     return Row(
         case=a.case,
         profile=a.profile,

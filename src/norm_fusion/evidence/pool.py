@@ -97,7 +97,7 @@ def _with_other_failures(rows: Sequence[Record]) -> dict[tuple[str, str, int], l
     wrong or raised in an earlier attempt may not be quoted from a later one.
     """
     groups = _by_profile(rows)
-    bad = [record for record in rows if record.status in (Status.FAILED, Status.WRONG)]
+    bad = [record for record in rows if record.status.bad]
     for record in bad:
         if record.profile == CONTROL and (record.case, record.control_of, record.attempt) in groups:
             said = f"{record.reason or record.status} (measured a second time, as the control)"
@@ -106,7 +106,7 @@ def _with_other_failures(rows: Sequence[Record]) -> dict[tuple[str, str, int], l
             )
     for (case, profile, attempt), mine in list(groups.items()):
         before = [r for r in bad if (r.case, r.profile) == (case, profile) and r.attempt < attempt]
-        if before and all(record.status not in (Status.FAILED, Status.WRONG) for record in mine):
+        if before and not any(record.status.bad for record in mine):
             first = before[0]
             said = f"{first.reason or first.status} (in attempt {first.attempt + 1})"
             mine.append(first.model_copy(update={"reason": said}))

@@ -21,26 +21,21 @@ def rejudged(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list[Rec
 
 def concluded(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list[str]]:
     """The stored conclusions; where there are none that can be read, those made of what can be."""
-    stored, unreadable = _stored(store)
-    if stored is not None:
-        return stored, []
-    made, _, left_out = rejudged(store, manifest)
-    return made, unreadable + left_out
+    made, _, left_out = with_records(store, manifest)
+    return made, left_out
 
 
 def with_records(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list[Record], list[str]]:
     """The same, with the records that they were made of."""
-    stored, unreadable = _stored(store)
+    unreadable = []
+    try:
+        stored = store.conclusions()
+    except StoreError as error:
+        stored, unreadable = None, [str(error)]
     if stored is not None:
-        return stored, *store.read()
+        records, left_out = store.read()
+        if store.has_samples(records):
+            return stored, records, left_out
+        # Samples are not what the records were made of: the judge says of which.
     made, records, left_out = rejudged(store, manifest)
     return made, records, unreadable + left_out
-
-
-def _stored(store: RunStore) -> tuple[Conclusions | None, list[str]]:
-    try:
-        made = store.conclusions()
-    except StoreError as error:
-        return None, [str(error)]
-    # Where samples are not what the records were made of, the judge says of which.
-    return (made if store.has_samples(store.read()[0]) else None), []

@@ -28,10 +28,8 @@ __all__ = [
     "DELTA",
     "RULE",
     "Side",
-    "clock",
     "conclude",
-    "doubt",
-    "few",
+    "decided",
     "judge",
     "needs_rerun",
     "verdict",
@@ -134,12 +132,8 @@ def _call(
         if profile in (subject.profile, baseline.profile)
         for record in group
     ]
-    found = doubt([Side(record, rows, single, environment) for record in (subject, baseline)])
-    found = found or clock(subject, baseline, environment) or few(len(found_ratios))
-    if found is None:
-        assert low is not None and high is not None  # noqa: PT018 - `few` has seen to it
-        found = verdict(low, high)
-    label, code, reason = found
+    sides = Side(subject, rows, single, environment), Side(baseline, rows, single, environment)
+    label, code, reason = decided(*sides, len(found_ratios), low, high)
     if manifest.state == "interrupted" and len(found_ratios) < manifest.fewest:
         reason += f"; the run was interrupted, and this is of {len(found_ratios)} processes"
     return Call(
@@ -176,9 +170,21 @@ def verdict(low: float, high: float) -> Found:
     return Label.INCONCLUSIVE, "straddles", f"{said} straddles {straddled}, at {reached}"
 
 
-def doubt(sides: Sequence[Side]) -> Found | None:
-    """Why a comparison of these is not to be judged by its interval: the first rule that one of them breaks."""
-    return next((found for rule in RULES for side in sides if (found := rule(side)) is not None), None)
+def decided(
+    one: Side, other: Side, processes: int, low: float | None, high: float | None, one_clock: bool = True
+) -> Found:
+    """What may be said of one side over the other, by the first rule that says anything; by the interval last.
+
+    `one_clock`: both were measured on the same device, whose clock is to be the same for them.
+    """
+    found = next((found for rule in RULES for side in (one, other) if (found := rule(side)) is not None), None)
+    if one_clock:
+        found = found or _clock(one.record, other.record, one.environment)
+    found = found or _few(processes)
+    if found is None:
+        assert low is not None and high is not None  # noqa: PT018 - `_few` has seen to it
+        found = verdict(low, high)
+    return found
 
 
 def _wrong(side: Side) -> Found | None:
@@ -248,7 +254,7 @@ def _disturbed(side: Side) -> Found | None:
     return Label.RERUN_NOISE, first.kind, f"while {r.profile} was sampled: {first.detail}{more}"
 
 
-def clock(one: Record, other: Record, environment: Environment) -> Found | None:
+def _clock(one: Record, other: Record, environment: Environment) -> Found | None:
     """Their clocks differ: so would their times, of the same kernel."""
     probes = [record.probe for record in (one, other) if record.probe is not None]
     allowed = CLOCKS_WITHIN[environment.device]
@@ -258,7 +264,7 @@ def clock(one: Record, other: Record, environment: Environment) -> Found | None:
     return Label.RERUN_NOISE, "clock", f"the contestants' clocks were {apart:.1%} apart, {allowed:.0%} is allowed"
 
 
-def few(processes: int) -> Found | None:
+def _few(processes: int) -> Found | None:
     """An interval of so few processes is not to be trusted."""
     if processes >= ENOUGH:
         return None

@@ -22,6 +22,7 @@ DECIDED = 0.90
 # Planted percent: the share of cases in which it has to be called a regression.
 FOUND = {"3": 0.80, "5": 0.95, "25": 0.90}
 SLOPE_WITHIN = 0.01
+THOUGH_HONEST = "invalid, though honest"
 
 Row = dict[str, str | int | float | None]
 
@@ -186,7 +187,7 @@ def _sabotage(calls: Sequence[Call], trial: Trial) -> HarnessCheck:
         }
         for name in cheats
     ]
-    details += [{"contestant": name, "label": f"{Label.INVALID}, though honest"} for name in sorted(honest)]
+    details += [{"contestant": name, "label": THOUGH_HONEST} for name in sorted(honest)]
     return HarnessCheck(
         name="sabotage",
         passed=set(cheats) <= set(found) and not honest,
@@ -198,14 +199,14 @@ def _sabotage(calls: Sequence[Call], trial: Trial) -> HarnessCheck:
 
 def _cheats_found(details: Sequence[Row]) -> str:
     labels = Counter(row["label"] for row in details)
-    honest = labels.pop(f"{Label.INVALID}, though honest", 0)
+    honest = labels.pop(THOUGH_HONEST, 0)
     return f"{labels[Label.INVALID.value]} of {labels.total()}" + (f", and {honest} that are honest" if honest else "")
 
 
 def _breakage(records: Sequence[Record], trial: Trial) -> Iterable[HarnessCheck]:
     by_profile = {record.profile: record for record in records}
     broken = [name for name in trial.profiles if is_users(name)]
-    bad = {name for name in broken if by_profile[name].status in (Status.FAILED, Status.WRONG)}
+    bad = {name for name in broken if by_profile[name].status.bad}
     honest = by_profile["torch-native"].status
     yield HarnessCheck(
         name="breakage",

@@ -129,7 +129,7 @@ def undecided(rows: Sequence[Row], everything: bool = True) -> Iterator[str]:
     """
     shared: dict[tuple[Label, str, str], list[tuple[Row, Call]]] = {}
     for group in cases(rows).values():
-        told = {row.profile for row in group if row.status in (Status.WRONG, Status.FAILED)}
+        told = {row.profile for row in group if row.status.bad}
         for row, quotes in claims(group):
             walls = [quote(row, one.baseline, WALL) for one in quotes if one.series != WALL]
             for call in (one.call for one in (*quotes, *walls) if one is not None):

@@ -52,9 +52,11 @@ def show_comparison(console: Console, comparison: Comparison, a: str, b: str) ->
     """
     lines: list[Line] = []
     rows: list[Row | None] = []
+    case = None
     for row in comparison.rows:
-        if row.case not in {line.name for line in lines if line.heading}:
-            lines.append(Line(printable(row.case), heading=True))
+        if row.case != case:
+            case = row.case
+            lines.append(Line(printable(case), heading=True))
             rows.append(None)
         name = ROLES.get(row.profile, row.profile)
         lines.append(Line(f"  {printable(name)}", "" if row.counts else "dim"))
