@@ -116,7 +116,7 @@ def test_changed_and_missing_samples_are_named(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "r0.json.gz was changed after it was written" in done.stderr
     assert "r1.json.gz is missing" in done.stderr
-    assert [c["processes"] for c in json.loads(done.stdout)] == [3]
+    assert [(c["label"], c["code"]) for c in json.loads(done.stdout)] == [("invalid", "unreadable")]
 
 
 def test_unreadable_calls_are_named_and_made_again(tmp_path: Path) -> None:
@@ -132,14 +132,15 @@ def test_unreadable_calls_are_named_and_made_again(tmp_path: Path) -> None:
     assert (store.path / "calls.json").read_bytes() == good
 
 
-def test_old_runs_are_judged_shown_and_compared() -> None:
+def test_old_runs_are_judged_shown_and_compared(tmp_path: Path) -> None:
     done = call("judge", "schema-1", "--output", str(OLD))
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout == f"0 calls by rule {RULE}: a quick run and a run of one process have none\n"
     shown = call("show", "schema-1", "--output", str(OLD), "--json")
     records = [Record.model_validate(item) for item in json.loads(shown.stdout)]
     assert {record.processes for record in records} == {1}
-    compared = call("compare", "schema-1", "schema-1", "--output", str(OLD))
+    copy = shutil.copytree(OLD / "schema-1", tmp_path / "copy")
+    compared = call("compare", "schema-1", str(copy), "--output", str(OLD))
     assert compared.exit_code == 0
     assert "inconclusive (processes) in" in compared.stdout
     assert "1 of at least 3 processes" in compared.stdout
@@ -163,19 +164,38 @@ def test_samples_that_were_cut_are_told_by_whoever_reads_stored_calls(tmp_path: 
     assert call("show", "a", "--output", str(tmp_path)).exit_code == 0
     path = next((store.path / "samples").glob("*.r1.json.gz"))
     path.write_bytes(path.read_bytes()[:-20])
-    for words in (["show", "a"], ["report", "a"], ["compare", "a", "a"]):
+    shutil.copytree(store.path, tmp_path / "b")
+    for words in (["show", "a"], ["report", "a"], ["compare", "a", "b"]):
         done = call(*words, "--output", str(tmp_path))
         assert done.exit_code == 1
         assert "was changed after it was written" in done.stderr
 
 
-def test_show_leaves_out_what_cannot_be_read_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", ["r2", "r*"])
+def test_what_is_left_of_a_case_whose_file_cannot_be_read_is_not_quoted(tmp_path: Path, damaged: str) -> None:
     store = stored(tmp_path, "a", FAST)
-    (store.path / "records" / f"{CASE.name}.r2.json").write_text("{")
+    for path in (store.path / "records").glob(f"{CASE.name}.{damaged}.json"):
+        path.write_text("{")
     done = call("show", "a", "--output", str(tmp_path), "--json")
     assert done.exit_code == 1
     assert "left out: " in done.stderr and "r2.json" in done.stderr
-    assert {record["processes"] for record in json.loads(done.stdout)} == {2}
+    shown = {record["profile"]: record for record in json.loads(done.stdout)}
+    assert {"torch-eager", FUSED} <= shown.keys()
+    for record in shown.values():
+        assert (record["status"], record["code"], record["speedup"]) == ("failed", "unreadable", {})
+        assert "is not a readable record" in record["reason"]
+
+
+def test_a_rerun_that_is_damaged_brings_no_earlier_attempt_back(tmp_path: Path) -> None:
+    store = stored(tmp_path, "a", FAST)
+    made = recorded([[measured("torch-eager", 0.2), measured(FUSED, ms)] for ms in FAST])
+    for record, samples in made:
+        again = record.model_copy(update={"attempt": 1})
+        assert samples is not None and record.replicate is not None
+        store.keep(CASE.name, 1, record.replicate, [(again, samples.model_copy(update={"key": again.key}))])
+    (store.path / "records" / f"{CASE.name}.a1.r2.json").write_text("{")
+    calls = json.loads(call("judge", "a", "--output", str(tmp_path), "--json").stdout)
+    assert {(one["label"], one["code"]) for one in calls} == {("invalid", "unreadable")}
 
 
 # compare
@@ -185,6 +205,7 @@ def test_show_leaves_out_what_cannot_be_read_and_says_so(tmp_path: Path) -> None
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parent = tmp_path_factory.mktemp("pair")
     stored(parent, "before", FAST)
+    stored(parent, "again", FAST)
     stored(parent, "after", [ms * 1.1 for ms in FAST])
     other = GPU.model_copy(update={"torch": "3", "driver": "2"})
     stored(parent, "elsewhere", FAST, of=manifest(other))
@@ -211,7 +232,8 @@ def test_compare_says_what_became_slower(pair: Path) -> None:
         (["after", "before", "--fail-on", "regression"], 0),
         (["after", "before", "--fail-on", "supported", "--fail-on", "regression"], 1),
         (["before", "after", "--fail-on", "no-difference"], 1),
-        (["before", "before", "--fail-on", "difference", "--fail-on", "inconclusive"], 0),
+        (["before", "again", "--fail-on", "difference", "--fail-on", "inconclusive"], 0),
+        (["before", "before"], 2),
         (["before", "after", "--fail-on", "slower"], 2),
         (["before", "elsewhere"], 2),
         (["before", "elsewhere", "--allow", "torch"], 2),
@@ -286,7 +308,7 @@ def test_a_file_that_was_left_out_of_a_comparison_fails_it(tmp_path: Path, pair:
     done = call("compare", "cut", str(pair / "after"), "--output", str(tmp_path))
     assert done.exit_code == 1
     assert "r0.json is not a readable record" in done.stderr
-    assert "2 of at least 3 processes" in done.stdout
+    assert "2 rows: 2 invalid." in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ class Code(StrEnum):
     OUT_OF_MEMORY = "out-of-memory"
     MISSING = "missing"
     INTERRUPTED = "interrupted"
+    UNREADABLE = "unreadable"  # a file of its records or samples is damaged
 
 
 class Event(_Stored):

@@ -104,7 +104,7 @@ def test_a_damaged_record_is_named_and_stops_no_other(tmp_path: Path, text: str)
     records, left_out = store.read()
     assert records == kept
     assert len(left_out) == 1
-    assert f"{store.path / 'records' / 'x.json'} is not a readable record" in left_out[0]
+    assert f"{store.path / 'records' / 'x.json'} is not a readable record" in left_out[0].said
 
 
 def test_a_newer_schema_is_refused_by_number(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_newer_schema_is_refused_by_number(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=f"schema {SCHEMA + 1}.*update"):
         list(store.records())
     (store.path / "records" / "x.json").write_text(json.dumps([data]))
-    assert "update" in store.read()[1][0]
+    assert "update" in store.read()[1][0].said
 
 
 def test_samples_changed_after_the_fact_are_noticed(tmp_path: Path) -> None:
@@ -201,11 +201,11 @@ def test_records_are_checked_against_their_samples(tmp_path: Path) -> None:
     ):
         kept, left_out = store.verified([first, second.model_copy(update={field: told}), untimed])
         assert kept == [first, untimed]
-        assert said in left_out[0]
+        assert said in left_out[0].said
     (store.path / str(second.samples_file)).write_bytes(b"other")
     kept, left_out = RunStore(store.path).verified([first, second])
     assert kept == [first]
-    assert "changed after it was written" in left_out[0]
+    assert "changed after it was written" in left_out[0].said
 
 
 def test_runs_of_schema_1_stay_readable() -> None:

@@ -89,6 +89,8 @@ def _report(
             raise SpecError(f"a report needs {missing.name}: install norm-fusion[report]") from None
         made, left_out = concluded(store, store.manifest())
         _name("norm-fusion report", left_out)
+        if not made.pooled:
+            raise SpecError(f"run {run!r} has no records")
         typer.echo(pages.write(store, page or store.path / "report.html", made))
         raise typer.Exit(int(bool(left_out)))
 
@@ -217,8 +219,10 @@ def _compare(
             if name not in FAILURES:
                 raise SpecError(f"--fail-on {name!r} is unknown: choose from {', '.join(FAILURES)}")
         sides, names, left_out = [], [], []
-        for run in (run_a, run_b):
-            store = RunStore.open(run, output)
+        stores = [RunStore.open(run, output) for run in (run_a, run_b)]
+        if stores[0].path.resolve() == stores[1].path.resolve():
+            raise SpecError(f"{run_a} and {run_b} are the same run: it differs from itself in nothing")
+        for store in stores:
             manifest = store.manifest()
             made, records, odd = stored.with_records(store, manifest)
             sides.append(Side(manifest, made.pooled, records))

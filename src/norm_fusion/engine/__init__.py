@@ -184,6 +184,8 @@ class _Session:
             self.longest_s = max(self.longest_s, took / len(remaining))
             if attempt == 0:
                 self._update(processes=number + 1)
+            if self.outcome.interrupted is not None:
+                return
             widths = {case: self._widest(case, attempt) for case in remaining}
             self.listener.ended(number, took, max((w for w in widths.values() if w is not None), default=None))
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+
 from norm_fusion.evidence.verdicts import conclude
-from norm_fusion.records import Conclusions, Manifest, Record
-from norm_fusion.runs.store import RunStore, StoreError
+from norm_fusion.records import Code, Conclusions, Manifest, Record, Status
+from norm_fusion.runs.store import LeftOut, RunStore, StoreError
+from norm_fusion.spec import Case
 
 
 def rejudged(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list[Record], list[str]]:
     """Conclusions from records and samples alone, those records, and a sentence for each file that was left out.
 
     A run of one process has no calls, and its pooled figures are its records': its samples are not asked for.
+    What is damaged is no smaller run: what is left of its case could say something else, so its rows are invalid.
     """
     records, left_out = store.read()
     if any(record.replicate for record in records):
         records, changed = store.verified(records)
         left_out += changed
-    return conclude(records, store.samples, manifest), records, left_out
+    records += list(_damaged(records, left_out, manifest))
+    return conclude(records, store.samples, manifest), records, list(dict.fromkeys(one.said for one in left_out))
 
 
 def concluded(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list[str]]:
@@ -34,8 +39,40 @@ def with_records(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list
         stored, unreadable = None, [str(error)]
     if stored is not None:
         records, left_out = store.read()
-        if store.has_samples(records):
-            return stored, records, left_out
+        if store.has_samples(records) and not left_out:
+            return stored, records, []
         # Samples are not what the records were made of: the judge says of which.
-    made, records, left_out = rejudged(store, manifest)
-    return made, records, unreadable + left_out
+    made, records, said = rejudged(store, manifest)
+    return made, records, unreadable + said
+
+
+def _damaged(records: Sequence[Record], left_out: Iterable[LeftOut], manifest: Manifest) -> Iterator[Record]:
+    """A failure of each row that a file was left out of, in every attempt: none of them may be quoted without it."""
+    rows = {(r.case, r.profile, r.attempt): r for r in records}
+    for one in left_out:
+        mine = [r for (case, profile, _), r in rows.items() if case == one.case and one.profile in (None, profile)]
+        if not mine and one.case in manifest.cases:
+            mine = [_blank(Case.parse(one.case), profile, manifest) for profile in manifest.profiles]
+        for record in mine:
+            kept = record.model_dump(include=_IDENTITY, by_alias=True)
+            yield Record(**kept, status=Status.FAILED, code=Code.UNREADABLE, reason=one.said)
+
+
+_IDENTITY = {
+    *("run_id", "case", "op", "pass_", "rows", "cols", "dtype", "profile", "control_of"),
+    *("attempt", "replicate", "fingerprint"),
+}
+
+
+def _blank(case: Case, profile: str, manifest: Manifest) -> Record:
+    return Record(
+        run_id=manifest.run_id,
+        case=case.name,
+        op=case.op,
+        rows=case.rows,
+        cols=case.cols,
+        dtype=case.dtype,
+        profile=profile,
+        status=Status.FAILED,
+        fingerprint="",
+    )

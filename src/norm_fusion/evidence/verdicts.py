@@ -198,7 +198,8 @@ def _failed(side: Side) -> Found | None:
     r = side.record
     if r.status is not Status.FAILED:
         return None
-    return Label.INVALID, (r.code or Code.RAISED).value, f"{r.profile} failed: {r.reason or 'no reason kept'}"
+    did = "is not to be believed" if r.code is Code.UNREADABLE else "failed"
+    return Label.INVALID, (r.code or Code.RAISED).value, f"{r.profile} {did}: {r.reason or 'no reason kept'}"
 
 
 def _fingerprint(side: Side) -> Found | None:

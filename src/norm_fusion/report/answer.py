@@ -160,7 +160,8 @@ def _why_untimed(rows: Sequence[Row]) -> str:
     if statuses == {Status.CHECKED}:
         return "the fused kernel is correct, and a CPU cannot time it"
     if not statuses:
-        return "the fused kernel was not asked for"
+        theirs = {row.profile: row for row in rows if ":" in row.profile}
+        return f"{', '.join(theirs)} has no speedup here" if theirs else "the fused kernel was not asked for"
     return "the fused kernel was timed" if statuses == {Status.OK} else "the fused kernel has no speedup here"
 
 

@@ -71,7 +71,7 @@ def claims(group: Sequence[Row], everyone: bool = False) -> list[tuple[Row, list
     """
     found = [(row, mine) for row in group if row.profile != ROOF and (mine := _over_others(row, group))]
     others = [(row, mine) for row, mine in found if not row.profile.startswith("torch-")]
-    ours = [row for row, _ in others if row.profile != CONTROL]
+    ours = [row for row, mine in others if row.profile != CONTROL and any(one.speedup is not None for one in mine)]
     return others if ours and not everyone else found
 
 

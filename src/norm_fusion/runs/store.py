@@ -20,6 +20,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -36,6 +37,7 @@ M = TypeVar("M", bound=BaseModel)
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # Files of samples that stay unpacked: those of one case, in fifteen processes and three attempts.
 UNPACKED = 45
+LISTED = 8  # runs that are named where one is not there
 _LIST_OF_SAMPLES = TypeAdapter(list[Samples])
 
 
@@ -51,6 +53,15 @@ def now() -> str:
 def new_run_id() -> str:
     """A run id nobody chose: UTC time and four random hex digits."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a run's folder holds and cannot be believed: of which case, of which profile (None: all), and why."""
+
+    case: str
+    profile: str | None
+    said: str
 
 
 class RunStore:
@@ -92,8 +103,10 @@ class RunStore:
                     raise StoreError(
                         f"{path} is a check of the harness: its page is {path / 'harness.md'}, its runs are {inside}"
                     )
-        known = sorted(p.parent.name for p in parent.glob("*/manifest.json"))
-        listing = f"{parent} holds {', '.join(known[-8:])}" if known else f"{parent} holds no runs yet"
+        known = sorted(parent.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
+        newest = ", ".join(path.parent.name for path in known[: -LISTED - 1 : -1])
+        more = f" and {len(known) - LISTED} older ones" if len(known) > LISTED else ""
+        listing = f"{parent} holds {newest}{more}" if known else f"{parent} holds no runs yet"
         raise StoreError(f"there is no run {run[:120]!r}: {listing}")
 
     def append_log(self, text: str) -> None:
@@ -150,31 +163,31 @@ class RunStore:
         for path in self._record_files():
             yield from _records_in(path)
 
-    def read(self) -> tuple[list[Record], list[str]]:
-        """All records that can be read, and a sentence for each file that was left out: its name, and why."""
+    def read(self) -> tuple[list[Record], list[LeftOut]]:
+        """All records that can be read, and each file that cannot."""
         records: list[Record] = []
-        left_out: list[str] = []
+        left_out: list[LeftOut] = []
         for path in self._record_files():
             try:
                 records += _records_in(path)
             except StoreError as error:
-                left_out.append(str(error))
+                left_out.append(LeftOut(path.name.partition(".")[0], None, str(error)))
         return records, left_out
 
-    def verified(self, records: Iterable[Record]) -> tuple[list[Record], list[str]]:
-        """Those of `records` that agree with their samples, unchanged; and a sentence for each file that is not.
+    def verified(self, records: Iterable[Record]) -> tuple[list[Record], list[LeftOut]]:
+        """Those of `records` that agree with their samples, unchanged; and those that do not.
 
         A record that was never timed has no samples, and is kept.
         """
         kept: list[Record] = []
-        left_out: dict[str, None] = {}
+        left_out: dict[LeftOut, None] = {}
         for record in records:
             try:
                 if record.samples_file is not None:
                     self._verify(record)
                 kept.append(record)
             except StoreError as error:
-                left_out[str(error)] = None
+                left_out[LeftOut(record.case, record.profile, str(error))] = None
         return kept, list(left_out)
 
     def _verify(self, record: Record) -> None:
