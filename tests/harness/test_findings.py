@@ -30,14 +30,25 @@ def record(profile: str, **more: object) -> Record:
 @pytest.mark.parametrize(("excluded", "passed"), [(7, True), (8, False)])
 def test_at_most_seven_of_sixty_intervals_may_exclude_one(excluded: int, passed: bool) -> None:
     calls = [call(Label.NO_DIFFERENCE, 1.001, 1.01)] * excluded + [call(Label.NO_DIFFERENCE)] * (60 - excluded)
-    assert concluded("aa", calls)["A/A: raw intervals"].passed is passed
+    assert concluded("aa", calls)["A/A: raw intervals, wall"].passed is passed
 
 
 def test_one_false_label_is_one_too_many() -> None:
-    assert concluded("aa", [call(Label.NO_DIFFERENCE)] * 60)["A/A: false labels"].passed
+    assert concluded("aa", [call(Label.NO_DIFFERENCE)] * 60)["A/A: false labels, wall"].passed
     for label in (Label.SUPPORTED, Label.REGRESSION):
         found = concluded("aa", [call(Label.NO_DIFFERENCE)] * 59 + [call(label)])
-        assert found["A/A: false labels"].passed is False
+        assert found["A/A: false labels, wall"].passed is False
+
+
+def test_every_series_has_its_own_count() -> None:
+    quiet = [call(Label.NO_DIFFERENCE, timer="graph")] * 60
+    hot = [call(Label.NO_DIFFERENCE, 1.001, 1.01, timer="device", cache="hot")] * 8
+    hot += [call(Label.SUPPORTED, timer="device", cache="hot")]
+    found = concluded("aa", [*hot, *quiet], [record("known-norm", timer="graph")])
+    assert {name for name, check in found.items() if not check.passed} == {
+        "A/A: raw intervals, device hot",
+        "A/A: false labels, device hot",
+    }
 
 
 def test_nothing_measured_is_not_passed() -> None:

@@ -30,7 +30,7 @@ def check(report: HarnessReport, name: str) -> HarnessCheck:
     return next(one for one in report.checks if one.name == name)
 
 
-@pytest.mark.parametrize("name", ["A/A: false labels", "sabotage", "breakage", "disturbed workloads"])
+@pytest.mark.parametrize("name", ["A/A: false labels, wall", "sabotage", "breakage", "disturbed workloads"])
 def test_what_must_hold_on_a_busy_machine_too(report: HarnessReport, name: str) -> None:
     found = check(report, name)
     assert found.passed, f"{found.found}\n{found.details}"

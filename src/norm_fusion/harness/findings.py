@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -30,10 +30,13 @@ Row = dict[str, str | int | float | None]
 def of(trial: Trial, records: Sequence[Record], conclusions: Conclusions) -> list[HarnessCheck]:
     """The checks that a trial is for."""
     gpu = bool(records) and "graph" in {record.timer for record in records}
-    calls = [call for call in conclusions.calls if call.timer == ("graph" if gpu else "wall") and call.cache == "cold"]
+    by_series: dict[str, list[Call]] = {"graph" if gpu else "wall": []}  # that of answers first
+    for call in conclusions.calls:
+        by_series.setdefault(call.timer + (" hot" if call.cache == "hot" else ""), []).append(call)
+    calls, *_ = by_series.values()
     match trial.group:
         case "aa":
-            return list(_aa(calls, gpu))
+            return [*_aa(by_series), *(_decided(calls) if gpu else ())]
         case "planted":
             return list(_planted(calls))
         case "known":
@@ -64,36 +67,38 @@ def _all_of(group: Sequence[HarnessCheck]) -> HarnessCheck:
     return group[0].model_copy(update={"passed": passed, "details": details, "found": found})
 
 
-def _aa(calls: Sequence[Call], gpu: bool) -> Iterable[HarnessCheck]:
-    # Before any rerun: running again what is noisy would count an error of 5% less often.
-    firsts = [call.earlier[0] if call.earlier else call for call in calls]
-    excluded = [c for c in firsts if c.low is not None and c.high is not None and not c.low <= 1 <= c.high]
-    false = [c for c in calls if c.label in (Label.SUPPORTED, Label.REGRESSION)]
-    labels = Counter(call.label.value for call in calls)
-    said = ", ".join(f"{n} {label}" for label, n in labels.most_common())
-    allowed = EXCLUDED_OF[0] if len(calls) >= EXCLUDED_OF[1] else max(1, round(0.2 * len(calls)))
-    rows = [_row(call) for call in sorted(calls, key=_furthest_from_1)]
-    yield HarnessCheck(
-        name="A/A: raw intervals",
-        passed=bool(calls) and len(excluded) <= allowed,
-        wanted=f"at most {allowed} of {len(calls)} intervals of 95% exclude 1",
-        found=f"{len(excluded)} of {len(calls)}",
-        details=rows,
-    )
-    yield HarnessCheck(
-        name="A/A: false labels",
-        passed=bool(calls) and not false,
-        wanted="no kernel is called faster or slower than itself",
-        found=f"{len(false)} of {len(calls)}: {said}{_again(calls)}",
-    )
-    same = labels[Label.NO_DIFFERENCE.value]
-    if gpu:
+def _aa(by_series: Mapping[str, Sequence[Call]]) -> Iterable[HarnessCheck]:
+    for series, calls in by_series.items():
+        # Before any rerun: running again what is noisy would count an error of 5% less often.
+        firsts = [call.earlier[0] if call.earlier else call for call in calls]
+        excluded = [c for c in firsts if c.low is not None and c.high is not None and not c.low <= 1 <= c.high]
+        false = [c for c in calls if c.label in (Label.SUPPORTED, Label.REGRESSION)]
+        labels = Counter(call.label.value for call in calls)
+        said = ", ".join(f"{n} {label}" for label, n in labels.most_common())
+        allowed = EXCLUDED_OF[0] if len(calls) >= EXCLUDED_OF[1] else max(1, round(0.2 * len(calls)))
         yield HarnessCheck(
-            name="A/A: decided",
-            passed=same >= DECIDED * len(calls),
-            wanted=f"at least {DECIDED:.0%} are called no difference",
-            found=f"{same} of {len(calls)}",
+            name=f"A/A: raw intervals, {series}",
+            passed=bool(calls) and len(excluded) <= allowed,
+            wanted=f"at most {allowed} of {len(calls)} intervals of 95% exclude 1",
+            found=f"{len(excluded)} of {len(calls)}",
+            details=[_row(call) for call in sorted(calls, key=_furthest_from_1)],
         )
+        yield HarnessCheck(
+            name=f"A/A: false labels, {series}",
+            passed=bool(calls) and not false,
+            wanted="no kernel is called faster or slower than itself",
+            found=f"{len(false)} of {len(calls)}: {said}{_again(calls)}",
+        )
+
+
+def _decided(calls: Sequence[Call]) -> Iterable[HarnessCheck]:
+    same = sum(call.label is Label.NO_DIFFERENCE for call in calls)
+    yield HarnessCheck(
+        name="A/A: decided",
+        passed=same >= DECIDED * len(calls),
+        wanted=f"at least {DECIDED:.0%} are called no difference",
+        found=f"{same} of {len(calls)}",
+    )
 
 
 def _planted(calls: Sequence[Call]) -> Iterable[HarnessCheck]:
