@@ -759,15 +759,13 @@ if case == SECOND and NUMBER == 1:
 """
 
 
-def when_there(file: Path, *numbers: int) -> None:
-    """Signals to this process once a file is there."""
+def when_there(file: Path, number: int) -> None:
+    """A signal to this process once a file is there."""
 
     def wait() -> None:
         while not file.exists():
             time.sleep(0.01)
-        for number in numbers:
-            signal.pthread_kill(threading.main_thread().ident or 0, number)
-            time.sleep(0.3)
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
 
     threading.Thread(target=wait, daemon=True).start()
 
@@ -794,10 +792,12 @@ def test_a_signal_keeps_what_was_measured(
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked_for = tmp_path / "asked"
+    asked_for, heard = tmp_path / "asked", tmp_path / "heard"
     deaf = f"if NUMBER == 1:\n    open({str(asked_for)!r}, 'w').close()\n    time.sleep(1000)"
-    worker(monkeypatch, before=STOPS, misdeed=deaf)
-    when_there(asked_for, signal.SIGINT, signal.SIGINT)
+    hears = f"signal.signal(signal.SIGTERM, lambda *_: open({str(heard)!r}, 'w').close())"
+    worker(monkeypatch, before=hears, misdeed=deaf)
+    when_there(asked_for, signal.SIGINT)
+    when_there(heard, signal.SIGINT)  # two that nobody has seen yet are one
     began = time.monotonic()
     outcome, store = run(tmp_path, plan(fewest=5, most=5))
     assert time.monotonic() - began < 15

@@ -143,9 +143,9 @@ class _Session:
 
     def stop(self, number: int) -> None:
         """First signal: end after the current round and keep what is there. Second: at once."""
+        again, self.outcome.interrupted = self.outcome.interrupted is not None, number
         if self.host is not None:
-            self.host.stop(at_once=self.outcome.interrupted is not None)
-        self.outcome.interrupted = number
+            self.host.stop(at_once=again)
 
     def close(self) -> None:
         """Leave no process behind."""
