@@ -87,7 +87,7 @@ def test_judge_prints_what_changed_and_stores_it_when_asked(tmp_path: Path) -> N
     ("damage", "says"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:100]), "r1.json is not a readable record"),
-        (lambda path: path.write_text(path.read_text().replace('"schema_version":2', '"schema_version":9')), "update"),
+        (lambda path: path.write_text(path.read_text().replace('"schema_version":3', '"schema_version":9')), "update"),
         (lambda path: path.write_text(path.read_text().replace('"p50_ms":0.1', '"p50_ms":0.01')), "was edited"),
         (lambda path: path.write_text("{}"), "r1.json is not a readable record"),
     ],
@@ -135,7 +135,9 @@ def test_unreadable_calls_are_named_and_made_again(tmp_path: Path) -> None:
 def test_old_runs_are_judged_shown_and_compared(tmp_path: Path) -> None:
     done = call("judge", "schema-1", "--output", str(OLD))
     assert (done.exit_code, done.stderr) == (0, "")
-    assert done.stdout == f"0 calls by rule {RULE}: a quick run and a run of one process have none\n"
+    assert (
+        done.stdout == f"0 calls by rule {RULE}: there are none of a quick run, of one process, or of damaged records\n"
+    )
     shown = call("show", "schema-1", "--output", str(OLD), "--json")
     records = [Record.model_validate(item) for item in json.loads(shown.stdout)]
     assert {record.processes for record in records} == {1}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 # 2: replicates, attempts, intervals and calls. Files of schema 1 are read: they are runs of one process.
-SCHEMA = 2
+SCHEMA = 3
 
 
 class Status(StrEnum):
@@ -168,6 +168,7 @@ class Record(_Stored):
     rotation: int | None = None  # input and output sets in rotation
     outside_ms: FiniteFloat | None = None  # one call, by the parent's clock around many
     probe: FiniteFloat | None = None  # median of a fixed amount of work timed beside its blocks, over the ring's median
+    probe_ms: FiniteFloat | None = None  # the same, in ms: what two runs on one device are compared by
     events: list[Event] = Field(default_factory=list)
     samples_file: str | None = None
     samples_sha256: str | None = None

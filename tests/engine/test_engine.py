@@ -94,6 +94,8 @@ def test_conditions_are_read_while_it_runs(tmp_path: Path, monkeypatch: pytest.M
         ("send('dance')", Code.CRASHED, "not of its protocol"),
         ("send('bracket-end', calls=3, told_ms=1.0)", Code.CRASHED, "not of its protocol"),
         ("send('rows', x='', y='')", Code.CRASHED, "not of its protocol"),
+        ("send('done', conditions=dict(at='x'))", Code.CRASHED, "said that it was done, and was not"),
+        ("tell(case, [row(case, profile, code='interrupted')])", Code.CRASHED, "was sent a signal that is not ours"),
         (
             "bracket(case, profile, 0, calls=0)",
             Code.CRASHED,
@@ -345,6 +347,19 @@ def test_a_clock_that_runs_slower_than_the_parents_is_wrong(tmp_path: Path, monk
     assert (found[FIRST, "torch-native", 0].status, found[FIRST, "torch-native", 0].code) == (Status.WRONG, Code.TIMER)
     assert "of the speed of the parent's" in str(found[FIRST, "torch-native", 0].reason)
     assert found[FIRST, "torch-eager", 0].status is Status.OK
+
+
+def test_a_bracket_that_is_asked_for_again_takes_none_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what ours found around samples that are too fast, nor a clock that runs too slow."""
+    forged = "bracket(case, profile, 0.0, calls=10**6)"
+    lies = {"torch-native": "bracket(case, profile, 5.0)", "torch-compile": "bracket(case, profile, 1.0, clock=0.5)"}
+    deeds = "\n".join(f"if profile == {name!r}:\n    {lie}\n    {forged}" for name, lie in lies.items())
+    worker(monkeypatch, deeds)
+    _, store = run(tmp_path, plan(*TWO, "torch-compile", cases=CASES[:1]))
+    found = {profile: record for (_, profile, _), record in rows(store).items()}
+    assert [event.kind for event in found["torch-native"].events] == ["outside"]
+    assert (found["torch-compile"].status, found["torch-compile"].code) == (Status.WRONG, Code.TIMER)
+    assert found["torch-eager"].status is Status.OK
 
 
 def test_what_looks_like_a_lie_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,9 @@ def row(case, profile, ms=1.0, **more):
     series = dict(timer="wall", cache="cold", blocks=[[ms] * 10] * 2, positions=[0, 1], rotation=2)
     return dict(case=case, profile=profile, status="ok", max_rel_error=1e-7, series=[series]) | more
 
+def tell(case, rows):
+    send("case", case=case, measurements=rows, environment=environment)
+
 def ms(profile):
     return 1.0
 
@@ -82,7 +85,7 @@ for case in shard["cases"]:
         show(case, profile)
         rows.append(row(case, profile, ms(profile)))
 {told}
-    send("case", case=case, measurements=rows, environment=environment)
+    tell(case, rows)
 send("done", conditions=dict(at="later"), interrupted=False)
 {last}
 """

@@ -72,7 +72,8 @@ def recorded(
     *,
     attempt: int = 0,
     case: Case = CASE,
-    fingerprint: Callable[[int], str] = lambda _: "f" * 16,
+    of: Environment = GPU,
+    fingerprint: Callable[[int], str] | None = None,
 ) -> list[tuple[Record, Samples | None]]:
     """The records and samples of processes, counted from 0."""
     made: list[tuple[Record, Samples | None]] = []
@@ -84,7 +85,7 @@ def recorded(
             case,
             [m.model_copy(update=ceilings) for m in measurements],
             run_id="a",
-            fingerprint=fingerprint(replicate),
+            fingerprint=of.fingerprint if fingerprint is None else fingerprint(replicate),
             replicate=replicate,
             attempt=attempt,
         )

@@ -1,7 +1,7 @@
 """Two runs: what may be compared, Welch's interval by hand, and what a row is called."""
 
 import pytest
-from made import CASE, COLD, CPU, FUSED, GPU, HOST, control, manifest, measured, reader, recorded
+from made import CASE, COLD, CPU, FUSED, GPU, HOST, WALL, control, manifest, measured, reader, recorded
 
 from norm_fusion import metrics
 from norm_fusion.evidence.compare import MUST_MATCH, Comparison, Row, Side, Unlike, check_alike, compare, summary
@@ -12,13 +12,13 @@ from norm_fusion.spec import CONTROL, ROOF, SpecError
 
 def side(*processes: list[Measurement], of: Manifest | None = None, attempt: int = 0) -> Side:
     of = of or manifest()
-    made = recorded(processes, attempt=attempt)
+    made = recorded(processes, attempt=attempt, of=of.environment or GPU)
     records = [record for record, _ in made]
     return Side(of, conclude(records, reader(made), of).pooled, records)
 
 
-def rows(a: Side, b: Side) -> dict[str, Row]:
-    return {row.profile: row for row in compare(a, b).rows}
+def rows(a: Side, b: Side, *allowed: str) -> dict[str, Row]:
+    return {row.profile: row for row in compare(a, b, allowed).rows}
 
 
 def test_the_ratio_is_of_means_of_log_medians_with_welchs_interval() -> None:
@@ -111,6 +111,36 @@ def test_each_run_is_quoted_by_the_attempt_that_stands() -> None:
     cut = side([measured(FUSED, 0.5)], attempt=2)
     three = Side(noisy.manifest, [*both.pooled, *cut.pooled], [*both.records, *cut.records])
     assert rows(three, other)[FUSED].speedup == pytest.approx(2.0)
+
+
+def test_a_series_that_the_second_lost_is_told_with_its_reason() -> None:
+    both = [measured(FUSED, {COLD: 0.1, WALL: 0.2}), measured("torch-eager", {COLD: 0.2})]
+    profiles = manifest(profiles=[FUSED, "torch-eager"])
+    a = side(both, of=profiles)
+    uncaptured = measured(FUSED, {WALL: 0.2}, notes=["no graph: it synchronizes"])
+    failed = measured("torch-eager", None, status=Status.FAILED, reason="it raised")
+    assert sorted(compare(a, side([uncaptured, failed], of=profiles)).lost) == [
+        f"torch-eager at {CASE.name} was not timed in B: it raised",
+        f"{FUSED} at {CASE.name} was not timed in B in the series graph cold: no graph: it synchronizes",
+    ]
+    assert compare(a, side(both, of=profiles)).lost == []
+
+
+@pytest.mark.parametrize(("probe_ms", "code"), [(1.0101, "clock"), (1.0099, "above-delta")])
+def test_another_clock_on_the_same_card_is_noise(probe_ms: float, code: str) -> None:
+    def run(ms: float, probe: float, of: Environment = GPU) -> Side:
+        processes = []
+        for _ in range(3):
+            one = measured(FUSED, ms)
+            series = [s.model_copy(update={"probes_ms": [probe]}) for s in one.series]
+            processes.append([one.model_copy(update={"series": series})])
+        return side(*processes, of=manifest(of))
+
+    assert rows(run(0.2, 1.0), run(0.1, probe_ms))[FUSED].code == code
+    assert rows(run(0.2, probe_ms), run(0.1, 1.0))[FUSED].code == code
+    another = GPU.model_copy(update={"device_uuid": "another"})
+    two_cards = rows(run(0.2, 1.0), run(0.1, probe_ms, another), "machine")
+    assert two_cards[FUSED].code == "above-delta", "each has its own clock"
 
 
 def test_nothing_in_common_says_what_each_has() -> None:

@@ -11,7 +11,7 @@ from made import CASE, COLD, CPU, DEVICE, FUSED, GPU, WALL, concluded, control, 
 
 from norm_fusion import metrics
 from norm_fusion.evidence.verdicts import DELTA, RULE, conclude, judge, verdict
-from norm_fusion.records import Call, Code, Event, Label, Manifest, Measurement, Record, Samples, Status
+from norm_fusion.records import Call, Code, Environment, Event, Label, Manifest, Measurement, Record, Samples, Status
 from norm_fusion.spec import BASELINE, CONTROL, ROOF, SpecError
 
 HIGH, LOW = 1 + DELTA, 1 / (1 + DELTA)
@@ -130,8 +130,7 @@ def test_a_fingerprint_that_changed_is_invalid() -> None:
     assert (only(made).label, only(made).code) == (Label.INVALID, "fingerprint")
     one_side = edited(recorded(ratio_run(STEADY)), "torch-eager", lambda r: {"fingerprint": str(r.replicate) * 16})
     assert only(one_side).code == "fingerprint"
-    other = recorded(ratio_run(STEADY), fingerprint=lambda _: "b" * 16)
-    assert only(other).label == "supported"
+    assert only(recorded(ratio_run(STEADY))).label == "supported"
 
 
 # One call moves 4 MiB and a weight; at 0.1 ms that is 41.96 GB/s. The cache of the example holds 1 MiB.
@@ -158,11 +157,11 @@ def test_the_ceiling_binds_the_baseline_too() -> None:
 
 
 def test_a_ceiling_is_none_where_the_cache_may_have_helped() -> None:
-    made = recorded(ratio_run(STEADY, roof(MOVED / 2)))
-    large = GPU.model_copy(update={"cache_bytes": 4 * 2 * CASE.input_bytes})  # four sets are in rotation
-    assert only(made, manifest(large)).code == "above-ceiling"
-    large = large.model_copy(update={"cache_bytes": large.cache_bytes + 1})
-    assert only(made, manifest(large)).label == "supported"
+    at_most = 4 * 2 * CASE.input_bytes  # four sets are in rotation
+    for cache_bytes, code in ((at_most, "above-ceiling"), (at_most + 1, "above-delta")):
+        large = GPU.model_copy(update={"cache_bytes": cache_bytes})
+        made = recorded(ratio_run(STEADY, roof(MOVED / 2)), of=large)
+        assert only(made, manifest(large)).code == code
     hot = recorded(ratio_run(STEADY, series=("device", "hot")))
     hot = edited(hot, FUSED, lambda _: {"read_gbps": MOVED / 2})
     assert calls(hot)[FUSED, "torch-eager", "device", "hot"].label == "supported"
@@ -212,8 +211,8 @@ def test_noise_in_another_series_is_no_matter_of_this_one() -> None:
 
 
 def test_calls_timed_from_a_cpu_have_its_gate_on_any_device() -> None:
-    made = recorded([[loud(FUSED, 0.1, WALL), measured("torch-eager", {WALL: 0.2})]] * 5)
     for environment in (CPU, GPU):
+        made = recorded([[loud(FUSED, 0.1, WALL), measured("torch-eager", {WALL: 0.2})]] * 5, of=environment)
         assert calls(made, manifest(environment))[FUSED, "torch-eager", *WALL].label == "supported"
 
 
@@ -256,11 +255,11 @@ def test_an_event_on_either_side_in_one_process_asks_for_a_rerun(profile: str, k
     [(GPU, 1.0099, False), (GPU, 1.0101, True), (CPU, 1.0499, False), (CPU, 1.0501, True)],
     ids=["gpu-within", "gpu-apart", "cpu-within", "cpu-apart"],
 )
-def test_clocks_that_differ_ask_for_a_rerun(environment: object, apart: float, fails: bool) -> None:
-    made = recorded(ratio_run(STEADY))
+def test_clocks_that_differ_ask_for_a_rerun(environment: Environment, apart: float, fails: bool) -> None:
+    made = recorded(ratio_run(STEADY), of=environment)
     for slower, other in ((FUSED, "torch-eager"), ("torch-eager", FUSED)):
         probed = edited(edited(made, slower, lambda _: {"probe": apart}), other, lambda _: {"probe": 1.0})
-        call = only(probed, manifest(environment))  # type: ignore[arg-type]
+        call = only(probed, manifest(environment))
         assert (call.code == "clock") is fails
         assert (call.label is Label.RERUN_NOISE) is fails
 
@@ -356,10 +355,21 @@ def test_a_claim_that_no_standing_attempt_makes_is_judged_by_the_newest_that_doe
         assert (call.attempt, [e.attempt for e in call.earlier]) == (1, [0])
 
 
-def test_software_that_changed_between_attempts_spoils_neither() -> None:
-    before = recorded(ratio_run(STEADY), fingerprint=lambda _: "a" * 16)
+def test_software_that_changed_between_attempts_spoils_that_which_is_not_of_the_run() -> None:
+    before = recorded(ratio_run(STEADY))
     after = recorded(ratio_run(STEADY), fingerprint=lambda _: "b" * 16, attempt=1)
-    assert [only(before + after).label, *(e.label for e in only(before + after).earlier)] == [Label.SUPPORTED] * 2
+    found = only(before + after)
+    assert [(e.label, e.code) for e in (found, *found.earlier)] == [
+        ("invalid", "fingerprint"),
+        ("supported", "above-delta"),
+    ]
+
+
+def test_a_run_of_another_machine_than_it_says_is_invalid() -> None:
+    made = recorded(ratio_run(STEADY), fingerprint=lambda _: "b" * 16)
+    assert only(made).code == "fingerprint"
+    changed = recorded(ratio_run(STEADY), fingerprint=lambda _: f"{GPU.fingerprint}, then {'b' * 16}")
+    assert only(changed).code == "fingerprint", "the same change in every process is one"
 
 
 # the whole

@@ -12,6 +12,7 @@ from norm_fusion import backends
 from norm_fusion.backends import saboteurs
 from norm_fusion.backends.builtin import Launch, Operands, Prepared, Unavailable
 from norm_fusion.measure import case as case_module
+from norm_fusion.measure import environment
 from norm_fusion.measure.case import CaseRun
 from norm_fusion.measure.clocks import tampered
 from norm_fusion.metrics import percentile
@@ -392,14 +393,16 @@ def test_a_case_that_cannot_fit_fails_before_it_takes_the_machine_down() -> None
     assert "use fewer rows" in str(measured["torch-eager"].remedy)
 
 
-def test_memory_that_runs_out_while_preparing_costs_the_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(p: Operands) -> Launch:
+@pytest.mark.parametrize("when", ["prepared", "called"])
+def test_a_contestant_that_takes_too_much_memory_costs_its_own_row(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    def full(x: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
 
-    install(monkeypatch, torch_native=full)
+    install(monkeypatch, torch_native=(lambda p: full(p.weight)) if when == "prepared" else (lambda p: full))
     measured, _ = measure()
-    assert {state(m) for m in measured.values()} == {(Status.FAILED, Code.OUT_OF_MEMORY)}
-    assert "Tried to allocate" in str(measured["torch-eager"].reason)
+    assert state(measured["torch-native"]) == (Status.FAILED, Code.OUT_OF_MEMORY)
+    assert measured["torch-native"].reason == "OutOfMemoryError: CUDA out of memory. Tried to allocate"
+    assert measured["torch-eager"].status is Status.OK
 
 
 def test_an_interrupted_case_keeps_its_samples_and_says_so() -> None:
@@ -497,7 +500,13 @@ def test_the_control_is_prepared_on_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     assert prepared == ["torch-eager", "torch-native", "torch-native"]
 
 
-def test_torch_compile_is_really_compiled() -> None:
+def test_torch_compile_is_really_compiled_and_the_environment_as_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config, "autotune_local_cache", True)
+    environment.tune_anew()
+    before = environment.describe(torch.device("cpu")).fingerprint
     m = measure("torch-eager", "torch-compile")[0]["torch-compile"]
+    assert environment.describe(torch.device("cpu")).fingerprint == before, "what a worker says at its beginning"
     assert m.status is Status.OK
     assert "torch.compile" in str(m.resolved_backend)

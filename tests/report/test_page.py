@@ -13,6 +13,7 @@ from examples import CPU, GPU, PROFILES, gpu_measurements, manifest, stored
 from playwright.sync_api import Browser
 from reading import HOSTILE, NAMED, PHONE, WORDS, Reader, drawn, opened, plot, texts
 
+from norm_fusion.evidence.verdicts import conclude
 from norm_fusion.records import Label, Status
 from norm_fusion.report import chart, page, panels
 from norm_fusion.report.rows import join
@@ -241,7 +242,9 @@ def test_wrong_row_with_a_speedup_in_its_file_shows_none(browser: Browser, gpu: 
 
     copy = edited(gpu, tmp_path, spoil)
     assert any(record.speedup for record in copy.records() if record.status is Status.WRONG)
-    with opened(browser, page.write(copy, tmp_path / "page.html")) as reader:
+    # What follows from such records, were they believed.
+    made = conclude(copy.records(), copy.samples, copy.manifest())
+    with opened(browser, page.write(copy, tmp_path / "page.html", made)) as reader:
         wrong = texts(reader, ".results tr.wrong")
         assert wrong
         assert all("off by 0.5 at row 3" in row for row in wrong)

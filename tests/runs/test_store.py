@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from norm_fusion.records import SCHEMA, Conclusions, Conditions, Manifest, Record, Samples, Status
 from norm_fusion.runs import store as module
 from norm_fusion.runs.store import RunStore, StoreError, in_order, new_run_id
+from norm_fusion.runs.verify import verified
 from norm_fusion.spec import CONTROL, ROOF
 
 CASE = "rmsnorm-4x4-float16"
@@ -117,6 +120,30 @@ def test_a_newer_schema_is_refused_by_number(tmp_path: Path) -> None:
     assert "update" in store.read()[1][0].said
 
 
+def test_files_are_the_ones_that_were_written(tmp_path: Path) -> None:
+    def left(name: str, act: Callable[[RunStore, Path], object]) -> list[str]:
+        store = RunStore.create(tmp_path, name)
+        for replicate in range(2):
+            mine = record(replicate=replicate)
+            store.keep(CASE, 0, replicate, [(mine, samples(mine))])
+        act(store, store.path / "records" / f"{CASE}.r1.json")
+        records, left_out = store.read()
+        assert len(records) == (2 if "x9" in str(left_out) or not left_out else 0 if "SUMS" in name else 1)
+        assert all(one.case == CASE and one.profile is None for one in left_out)
+        return [one.said for one in left_out]
+
+    assert left("whole", lambda store, path: None) == []
+    shown = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path / "whole", capture_output=True, text=True)
+    assert (shown.returncode, shown.stdout.count(": OK")) == (0, 4)
+    (said,) = left("gone", lambda store, path: path.unlink())
+    assert "r1.json is missing" in said
+    (said,) = left("edited", lambda store, path: path.write_text(path.read_text().replace("wall", "host")))
+    assert "was changed after it was written" in said
+    (said,) = left("added", lambda store, path: path.with_name(f"{CASE}.r1x9.json").write_bytes(path.read_bytes()))
+    assert "was not written by the run" in said
+    assert len(left("noSUMS", lambda store, path: (store.path / "SHA256SUMS").unlink())) == 2
+
+
 def test_samples_changed_after_the_fact_are_noticed(tmp_path: Path) -> None:
     store = RunStore.create(tmp_path, "a")
     (kept,) = store.keep(CASE, 0, 0, [(record(), samples(record()))])
@@ -184,36 +211,12 @@ def test_missing_and_foreign_samples_are_told(tmp_path: Path) -> None:
         RunStore(store.path).samples(kept)
 
 
-def test_records_are_checked_against_their_samples(tmp_path: Path) -> None:
-    store = RunStore.create(tmp_path, "a")
-    good, bad = record(replicate=0, p95_ms=2.9), record(replicate=1, p95_ms=2.9)
-    (first,) = store.keep(CASE, 0, 0, [(good, samples(good))])
-    slower = record("torch-native", replicate=1)
-    twice = samples(slower).model_copy(update={"blocks": [[2 * ms for ms in b] for b in samples(slower).blocks]})
-    second, _ = store.keep(CASE, 0, 1, [(bad, samples(bad)), (slower, twice)])
-    untimed = record("triton-x", status=Status.CHECKED, timer="none", cache="none", p50_ms=None)
-    assert store.verified([first, second, untimed]) == ([first, second, untimed], [])
-    for field, told, said in (
-        ("p50_ms", 1.0, "its p50 is 1.0, that of its samples 2.0"),
-        ("p95_ms", 2.0, "its p95 is 2.0, that of its samples 2.9"),
-        ("speedup", {"torch-native": 3.0}, "its speedup over torch-native is 3.0, that of its samples"),
-        ("speedup", {"torch-compile": 3.0}, "has no samples of"),
-    ):
-        kept, left_out = store.verified([first, second.model_copy(update={field: told}), untimed])
-        assert kept == [first, untimed]
-        assert said in left_out[0].said
-    (store.path / str(second.samples_file)).write_bytes(b"other")
-    kept, left_out = RunStore(store.path).verified([first, second])
-    assert kept == [first]
-    assert "changed after it was written" in left_out[0].said
-
-
 def test_runs_of_schema_1_stay_readable() -> None:
     store = RunStore.open("schema-1", OLD)
     records, left_out = store.read()
     assert left_out == []
     assert {record.schema_version for record in records} == {1}
-    assert store.verified(records) == (records, [])
+    assert verified(store, records) == (records, [])
     assert len(in_order(records, store.manifest())) == len(records) >= 24
 
 

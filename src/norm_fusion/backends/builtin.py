@@ -115,10 +115,6 @@ def _compiled(p: Operands, device: torch.device, mode: str | None) -> Launch:
         _require("torch.compile", "C++", "CXX", ("g++", "clang++"))
     else:
         _require("torch.compile", "C", "CC", ("gcc", "clang"))
-    from torch._inductor import config
-
-    # Each process tunes anew: a choice kept on disk would be the same in all, and their spread would not show it.
-    config.autotune_local_cache = False
     # Bound as arguments, not closed over: what is compiled is the native call and nothing else.
     if p.op is Op.RMSNORM:
         rms = torch.compile(F.rms_norm, dynamic=False, mode=mode, fullgraph=True)

@@ -104,7 +104,8 @@ def _judge(
     run: RunArgument,
     output: OutputOption = Path("runs"),
     write: Annotated[
-        bool, typer.Option("--write", help="Store the new calls as the run's calls.json. Not where a file is left out.")
+        bool,
+        typer.Option("--write", help="Store the new calls as the run's calls.json. Not where records are left out."),
     ] = False,
     json: Annotated[
         bool,

@@ -60,6 +60,15 @@ class _Bracket:
 
 
 @dataclass
+class _Bracketed:
+    """What one request for a bracket found: a few tries, of which the quietest counts."""
+
+    outside_ms: list[float] = field(default_factory=list)  # a call, less what messages may take
+    rates: list[float] = field(default_factory=list)  # our clock over the worker's
+    over: bool = False
+
+
+@dataclass
 class Host:
     """Runs one shard in one worker. `verifier` judges; `take` is told of environment, progress, cases and the end.
 
@@ -79,8 +88,7 @@ class Host:
     bracket: _Bracket | None = None
     changes: dict[tuple[str, str], int] = field(default_factory=dict)
     asked: dict[str, Any] | None = None
-    outside: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
-    rates: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
+    brackets: dict[tuple[str, str], dict[str, list[_Bracketed]]] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
     shown: set[tuple[str, str]] = field(default_factory=set)
     wrong: dict[tuple[str, str], tuple[str, Code]] = field(default_factory=dict)
@@ -175,8 +183,11 @@ class Host:
                 case = Case.parse(event["case"])
                 if case not in self.shard.cases or case.name in self.told:
                     raise ValueError(f"case {case.name} was not asked for, or told already")
+                measured = [Measurement.model_validate(m) for m in event["measurements"]]
+                if not self.stopped and any(m.code is Code.INTERRUPTED for m in measured):
+                    raise Fault("was sent a signal that is not ours")
                 self.told.add(case.name)
-                amended = [self._amended(Measurement.model_validate(m)) for m in event["measurements"]]
+                amended = [self._amended(m) for m in measured]
                 self.take(event | {"case": case, "measurements": amended})
             case "environment":
                 self.device = str(event["environment"]["device"])
@@ -185,6 +196,8 @@ class Host:
                 self.case = str(event["case"])
                 self.take(event)
             case "done":
+                if not self.stopped and {case.name for case in self.shard.cases} - self.told:
+                    raise Fault("said that it was done, and was not")
                 self.take(event)
                 self.done = True
             case other:
@@ -196,14 +209,17 @@ class Host:
             raise ValueError("a bracket ended that had not begun")
         took, self.bracket = self.bracket, None
         ms = max(0.0, (ended_s - took.began_s) * 1e3 - OUTSIDE_SLACK_MS)
-        key = took.case, took.profile
-        found = self.outside.setdefault(key, {}).setdefault(took.timer, [])
-        found.append(ms / calls)
+        groups = self.brackets.setdefault((took.case, took.profile), {}).setdefault(took.timer, [])
+        # A series that begins anew is bracketed anew, and none takes an earlier one back: a forged one least of all.
+        if not groups or groups[-1].over:
+            groups.append(_Bracketed())
+        found = groups[-1]
+        found.outside_ms.append(ms / calls)
         # Two clocks around the same calls agree, whatever disturbs these: up to what passes between the messages.
-        rates = self.rates.setdefault(key, {}).setdefault(took.timer, [])
-        rates.append(ms / told_ms if told_ms > 0 else float("inf"))
-        slow = min(found) > took.p50_ms * self._tolerance(took.timer)
-        return len(found) < BRACKETS and (slow or min(rates) > CLOCKS_UP_TO)
+        found.rates.append(ms / told_ms if told_ms > 0 else float("inf"))
+        slow = min(found.outside_ms) > took.p50_ms * self._tolerance(took.timer)
+        found.over = len(found.rates) >= BRACKETS or not (slow or min(found.rates) > CLOCKS_UP_TO)
+        return not found.over
 
     def _tolerance(self, timer: str) -> float:
         return OUTSIDE_UP_TO.get((self.device, timer), 1.4)
@@ -246,7 +262,8 @@ class Host:
     def _amended(self, told: Measurement) -> Measurement:
         """What the worker says of a contestant, and what was found here: the worse of the two is kept."""
         key = told.case, told.profile
-        outside = {timer: min(found) for timer, found in self.outside.get(key, {}).items()}
+        brackets = self.brackets.get(key, {})
+        outside = {timer: max(min(one.outside_ms) for one in groups) for timer, groups in brackets.items()}
         told = told.model_copy(update={"outside_ms": outside, "series": [self._seen(s, outside) for s in told.series]})
         if told.status is not Status.OK:
             return told
@@ -274,10 +291,10 @@ class Host:
 
     def _unlikely(self, told: Measurement) -> tuple[str, Code] | None:
         """What the parent's clock, or its eyes, contradict."""
-        for timer, rates in self.rates.get((told.case, told.profile), {}).items():
-            if min(rates) > CLOCKS_UP_TO:
-                said = f"its clock for {timer} runs at {1 / min(rates):.2f} of the speed of the parent's"
-                return said, Code.TIMER
+        for timer, groups in self.brackets.get((told.case, told.profile), {}).items():
+            rate = max(min(one.rates) for one in groups)
+            if rate > CLOCKS_UP_TO:
+                return f"its clock for {timer} runs at {1 / rate:.2f} of the speed of the parent's", Code.TIMER
         sampled = any(series.timer in ("graph", "host", "wall") for series in told.series)
         # A control is judged as what it is a copy of, if that is one of the profiles asked for.
         original = told.control_of if told.control_of in self.shard.profiles else None

@@ -15,7 +15,7 @@ from norm_fusion import metrics
 from norm_fusion.evidence import verdicts
 from norm_fusion.evidence.claims import JUDGED
 from norm_fusion.evidence.pool import by_series, quoted
-from norm_fusion.records import Cache, Environment, Label, Manifest, Record, Status, Timer
+from norm_fusion.records import Cache, Environment, Label, Manifest, Record, Timer
 from norm_fusion.runs.store import in_order
 from norm_fusion.spec import CONTROL, ROOF, SpecError
 
@@ -123,7 +123,8 @@ class Row:
 class Comparison:
     """The rows that both runs have, and how many only one of them has.
 
-    `lost`: a sentence for each contestant that A has timed and B, which was asked for it too, has not.
+    `lost`: a sentence for each contestant that A has timed and B, which was asked for it too, has not, or not in all
+    series.
     """
 
     rows: Sequence[Row]
@@ -205,12 +206,18 @@ def _rows(side: Side) -> Rows:
 
 
 def _lost(ours: Rows, theirs: Rows, b: Side) -> Iterator[str]:
+    why: dict[tuple[str, str], str] = {}
+    for r in b.pooled:
+        why.setdefault((r.case, r.profile), r.reason or "; ".join(r.notes))
+    missing: dict[tuple[str, str], list[str]] = {}
     there = {key[:2] for key in theirs}
-    why = {(r.case, r.profile): r.reason for r in b.pooled if r.status is not Status.OK}
-    for case, profile in dict.fromkeys(key[:2] for key in ours):
+    for case, profile, timer, cache in ours:
         asked = case in b.manifest.cases and profile in b.manifest.profiles
-        if asked and (case, profile) not in there:
-            yield f"{profile} at {case} was not timed in B: {why.get((case, profile)) or 'it has no record there'}"
+        if asked and (case, profile, timer, cache) not in theirs:
+            missing.setdefault((case, profile), []).append(f"{timer} {cache}")
+    for (case, profile), series in missing.items():
+        named = "" if (case, profile) not in there else f" in the series {', '.join(series)}"
+        yield f"{profile} at {case} was not timed in B{named}: {why.get((case, profile)) or 'it has no record there'}"
 
 
 def _row(one: tuple[verdicts.Side, list[float]], two: tuple[verdicts.Side, list[float]], one_card: bool) -> Row:
@@ -222,7 +229,9 @@ def _row(one: tuple[verdicts.Side, list[float]], two: tuple[verdicts.Side, list[
     ratio, low, high = a_ms / b_ms, None, None
     if fewest >= 2:
         ratio, low, high = metrics.welch(*times)
-    label, code, reason = verdicts.decided(one[0], two[0], fewest, low, high, one_clock=one_card)
+    # Two cards have clocks of their own, and each its right one.
+    probes = (a.probe_ms, two[0].record.probe_ms) if one_card else (None, None)
+    label, code, reason = verdicts.decided(one[0], two[0], fewest, low, high, probes)
     return Row(
         case=a.case,
         profile=a.profile,

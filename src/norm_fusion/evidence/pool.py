@@ -172,7 +172,7 @@ def _figures(
     for name in ("gbps", "tflops"):
         rate = getattr(first, name)
         figures[name] = None if rate is None else rate * medians[0] / p50
-    for name in ("read_gbps", "write_gbps", "outside_ms", "probe"):
+    for name in ("read_gbps", "write_gbps", "outside_ms", "probe", "probe_ms"):
         found = [value for record in group if (value := getattr(record, name)) is not None]
         figures[name] = float(np.median(found)) if found else None
     return figures

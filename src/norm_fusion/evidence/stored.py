@@ -7,19 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from norm_fusion.evidence.verdicts import conclude
 from norm_fusion.records import Code, Conclusions, Manifest, Record, Status
 from norm_fusion.runs.store import LeftOut, RunStore, StoreError
-from norm_fusion.spec import Case
+from norm_fusion.runs.verify import verified
+from norm_fusion.spec import Case, SpecError
 
 
 def rejudged(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list[Record], list[str]]:
     """Conclusions from records and samples alone, those records, and a sentence for each file that was left out.
 
-    A run of one process has no calls, and its pooled figures are its records': its samples are not asked for.
     What is damaged is no smaller run: what is left of its case could say something else, so its rows are invalid.
     """
     records, left_out = store.read()
-    if any(record.replicate for record in records):
-        records, changed = store.verified(records)
-        left_out += changed
+    records, edited = verified(store, records)
+    left_out += edited
     records += list(_damaged(records, left_out, manifest))
     return conclude(records, store.samples, manifest), records, list(dict.fromkeys(one.said for one in left_out))
 
@@ -52,7 +51,7 @@ def _damaged(records: Sequence[Record], left_out: Iterable[LeftOut], manifest: M
     for one in left_out:
         mine = [r for (case, profile, _), r in rows.items() if case == one.case and one.profile in (None, profile)]
         if not mine and one.case in manifest.cases:
-            mine = [_blank(Case.parse(one.case), profile, manifest) for profile in manifest.profiles]
+            mine = list(_blank(one, records, manifest))
         for record in mine:
             kept = record.model_dump(include=_IDENTITY, by_alias=True)
             yield Record(**kept, status=Status.FAILED, code=Code.UNREADABLE, reason=one.said)
@@ -64,15 +63,22 @@ _IDENTITY = {
 }
 
 
-def _blank(case: Case, profile: str, manifest: Manifest) -> Record:
-    return Record(
-        run_id=manifest.run_id,
-        case=case.name,
-        op=case.op,
-        rows=case.rows,
-        cols=case.cols,
-        dtype=case.dtype,
-        profile=profile,
-        status=Status.FAILED,
-        fingerprint="",
-    )
+def _blank(lost: LeftOut, records: Sequence[Record], manifest: Manifest) -> Iterator[Record]:
+    """The rows of which nothing is left: what else the run's records of that operator have."""
+    try:
+        case = Case.parse(lost.case)
+    except SpecError:
+        return  # no case of ours: the sentence is all that can be said
+    there = dict.fromkeys(r.profile for r in records if r.op == case.op and r.profile in manifest.profiles)
+    for profile in [lost.profile] if lost.profile else there or manifest.profiles:
+        yield Record(
+            run_id=manifest.run_id,
+            case=case.name,
+            op=case.op,
+            rows=case.rows,
+            cols=case.cols,
+            dtype=case.dtype,
+            profile=profile,
+            status=Status.FAILED,
+            fingerprint="",
+        )

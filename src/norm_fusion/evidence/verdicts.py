@@ -36,7 +36,7 @@ __all__ = [
     "widest",
 ]
 
-RULE = 2
+RULE = 3
 # The smallest difference that is worth a word: fixed before any run.
 DELTA = 0.02
 # The copies that ceilings are measured with differ by 2% between processes: more than that above one is no speed.
@@ -133,7 +133,7 @@ def _call(
         for record in group
     ]
     sides = Side(subject, rows, single, environment), Side(baseline, rows, single, environment)
-    label, code, reason = decided(*sides, len(found_ratios), low, high)
+    label, code, reason = decided(*sides, len(found_ratios), low, high, (subject.probe, baseline.probe))
     if manifest.state == "interrupted" and len(found_ratios) < manifest.fewest:
         reason += f"; the run was interrupted, and this is of {len(found_ratios)} processes"
     return Call(
@@ -171,16 +171,19 @@ def verdict(low: float, high: float) -> Found:
 
 
 def decided(
-    one: Side, other: Side, processes: int, low: float | None, high: float | None, one_clock: bool = True
+    one: Side,
+    other: Side,
+    processes: int,
+    low: float | None,
+    high: float | None,
+    probes: tuple[float | None, float | None],
 ) -> Found:
     """What may be said of one side over the other, by the first rule that says anything; by the interval last.
 
-    `one_clock`: both were measured on the same device, whose clock is to be the same for them.
+    `probes`: how long a fixed amount of work took beside each, in one unit; None where that cannot be compared.
     """
     found = next((found for rule in RULES for side in (one, other) if (found := rule(side)) is not None), None)
-    if one_clock:
-        found = found or _clock(one.record, other.record, one.environment)
-    found = found or _few(processes)
+    found = found or _clock(probes, one.environment) or _few(processes)
     if found is None:
         assert low is not None and high is not None  # noqa: PT018 - `_few` has seen to it
         found = verdict(low, high)
@@ -203,7 +206,11 @@ def _failed(side: Side) -> Found | None:
 
 
 def _fingerprint(side: Side) -> Found | None:
-    seen = sorted({record.fingerprint for record in side.single})
+    seen = sorted(
+        {record.fingerprint for record in side.single}
+        # That the run took place where it says; an environment of schema 1 had other fields.
+        | {side.environment.fingerprint for record in side.single if record.schema_version > 1}
+    )
     if len(seen) < 2:
         return None
     return Label.INVALID, "fingerprint", f"device or software changed during the run: fingerprints {', '.join(seen)}"
@@ -255,14 +262,14 @@ def _disturbed(side: Side) -> Found | None:
     return Label.RERUN_NOISE, first.kind, f"while {r.profile} was sampled: {first.detail}{more}"
 
 
-def _clock(one: Record, other: Record, environment: Environment) -> Found | None:
+def _clock(probes: tuple[float | None, float | None], environment: Environment) -> Found | None:
     """Their clocks differ: so would their times, of the same kernel."""
-    probes = [record.probe for record in (one, other) if record.probe is not None]
+    one, other = probes
     allowed = CLOCKS_WITHIN[environment.device]
-    if len(probes) < 2 or max(probes) / min(probes) <= 1 + allowed:
+    if one is None or other is None or max(one, other) / min(one, other) <= 1 + allowed:
         return None
-    apart = max(probes) / min(probes) - 1
-    return Label.RERUN_NOISE, "clock", f"the contestants' clocks were {apart:.1%} apart, {allowed:.0%} is allowed"
+    apart = max(one, other) / min(one, other) - 1
+    return Label.RERUN_NOISE, "clock", f"the clocks beside the two were {apart:.1%} apart, {allowed:.0%} is allowed"
 
 
 def _few(processes: int) -> Found | None:

@@ -168,7 +168,7 @@ class CaseRun:
                 outcome.fail(Status.UNAVAILABLE, Code.MISSING, "only the first process checks what it cannot time")
         except builtin.Unavailable as missing:
             outcome.fail(Status.UNAVAILABLE, Code.MISSING, missing.reason, missing.remedy)
-        except (EOFError, torch.OutOfMemoryError):
+        except EOFError:
             raise
         except Exception as error:  # noqa: BLE001 - a contestant may raise anything: it costs its own row
             self._raised(outcome, error)
@@ -196,6 +196,7 @@ class CaseRun:
             outcome.fail(Status.UNAVAILABLE, Code.MISSING, reason, "install it")
         if self.device.type == "cuda":
             try:
+                torch.cuda.empty_cache()  # what it took, others need
                 torch.cuda.synchronize()
             except RuntimeError as broken:
                 raise Broken(outcome.profile, first_line(error)) from broken
@@ -318,7 +319,7 @@ class CaseRun:
             if outcome.contestant is not None and outcome.contestant.judged:
                 try:
                     self.examiner.after(outcome.contestant)
-                except (EOFError, torch.OutOfMemoryError):
+                except EOFError:
                     raise
                 except Exception as error:  # noqa: BLE001 - as above
                     self._raised(outcome, error)

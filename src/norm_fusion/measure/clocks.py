@@ -35,11 +35,12 @@ GPU_PROBE_CYCLES = 200_000
 CPU_PROBE_STEPS = 4_000
 
 
-def watch(module: str, *names: str) -> None:
-    """Count names of one of the lab's own modules as clocks too."""
+def watch(owner: str | type, *names: str) -> None:
+    """Count names of one of the lab's own modules, or classes, as clocks too."""
+    where = sys.modules[owner] if isinstance(owner, str) else owner
     for name in names:
-        _WATCHED.append((sys.modules[module], name))
-        _ORIGINALS.append(getattr(sys.modules[module], name))
+        _WATCHED.append((where, name))
+        _ORIGINALS.append(getattr(where, name))
 
 
 def tampered() -> str | None:

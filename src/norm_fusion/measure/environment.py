@@ -117,6 +117,13 @@ def available_bytes(device: torch.device) -> int:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
+def tune_anew() -> None:
+    """Have each process tune anew: a choice kept on disk would be the same in all, and their spread not show it."""
+    from torch._inductor import config
+
+    config.autotune_local_cache = False
+
+
 def _inductor_settings() -> dict[str, Any]:
     from torch._inductor import config
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import mmap
 import os
+from collections.abc import Sequence
 from typing import Any, BinaryIO, TextIO
 
-from norm_fusion.measure.clocks import monotonic
+from norm_fusion.measure.clocks import monotonic, watch
 from norm_fusion.spec import CRUMB, CRUMB_BYTES
 
 # The parent gives up on a worker that says nothing for longer than its timeout: inside a series this is often enough.
@@ -15,10 +16,13 @@ BEAT_S = 1.0
 
 
 class Parent:
-    """Who started this process. `out` carries events alone, `answers` its replies to those that ask."""
+    """Who started this process. `out` carries events alone, `answers` its replies to those that ask.
 
-    def __init__(self, out: TextIO, answers: BinaryIO) -> None:
-        self.out, self.answers = out, answers
+    `stopping` is not empty once a signal came: whose code ran then is what stays noted.
+    """
+
+    def __init__(self, out: TextIO, answers: BinaryIO, stopping: Sequence[int] = ()) -> None:
+        self.out, self.answers, self.stopping = out, answers, stopping
         self.last_beat = monotonic()
         self.crumb: mmap.mmap | None = None
         if os.environ.get(CRUMB):
@@ -40,8 +44,11 @@ class Parent:
 
     def at(self, case: str, profile: str) -> None:
         """Note whose code runs next: read after a crash or a hang, when nobody can be asked any more."""
-        if self.crumb is not None:
+        if self.crumb is not None and not self.stopping:
             self.crumb[:] = f"{case}\n{profile}".encode()[:CRUMB_BYTES].ljust(CRUMB_BYTES, b"\0")
         if monotonic() - self.last_beat > BEAT_S:
             self.last_beat = monotonic()
             self.send("beat")
+
+
+watch(Parent, "send", "ask", "at")

@@ -260,3 +260,4 @@ class Ring:
 
 
 watch(__name__, "perf_counter_ns", "monotonic", "Ring")
+watch(Ring, "run", "rounds", "warm_up", "scrub", "orders", "entered")

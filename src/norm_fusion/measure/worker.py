@@ -40,7 +40,7 @@ def main() -> int:
     from norm_fusion.measure import environment
     from norm_fusion.measure.parent import Parent
 
-    parent = Parent(out, answers)
+    parent = Parent(out, answers, stopping)
     if STANDBY in sys.argv[1:]:
         _get_ready(parent)
     shard = Shard.from_dict(json.loads(answers.readline()))
@@ -53,6 +53,7 @@ def main() -> int:
     if device.type == "cpu":
         # Before anything imports Triton: our kernels are verified in its interpreter here.
         os.environ["NORM_FUSION_FORCE_TRITON"] = os.environ["TRITON_INTERPRET"] = "1"
+    environment.tune_anew()
     where = environment.describe(device)
     parent.send(
         "environment",

@@ -28,7 +28,7 @@ def show_calls(console: Console, made: Conclusions, stored: Conclusions | None) 
     """How many calls there are, and which are not what they were; all of them where none were stored."""
     counted = Counter(call.label for call in made.calls)
     parts = ", ".join(f"{counted[label]} {label.value}" for label in Label if counted[label])
-    none = "a quick run and a run of one process have none"
+    none = "there are none of a quick run, of one process, or of damaged records"
     _line(console, f"{len(made.calls)} calls by rule {made.rule}: {parts or none}")
     if stored is None:
         for call in made.calls:

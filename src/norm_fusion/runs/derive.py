@@ -5,7 +5,7 @@ Series meet by timer *and* cache: a cold one is never compared with a hot one, n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -66,6 +66,58 @@ def records_of(
     return made
 
 
+def made_again(records: Sequence[Record], samples: Callable[[Record], Samples]) -> list[Record]:
+    """The records of one case in one process, derived once more from their samples and from what the worker told.
+
+    Raises:
+        ValueError: what they say cannot be of one case and process, or their samples are none.
+    """
+    first = records[0]
+    if len({(r.run_id, r.case, r.attempt, r.replicate, r.fingerprint) for r in records}) > 1:
+        raise ValueError("they are of several cases or processes")
+    by_profile: dict[str, list[Record]] = {}
+    for record in records:
+        by_profile.setdefault(record.profile, []).append(record)
+    made = records_of(
+        Case.parse(first.case),
+        [_measurement(mine, samples) for mine in by_profile.values()],
+        run_id=first.run_id,
+        fingerprint=first.fingerprint,
+        replicate=first.replicate or 0,
+        attempt=first.attempt,
+    )
+    return [record for record, _ in made]
+
+
+def _measurement(records: Sequence[Record], samples: Callable[[Record], Samples]) -> Measurement:
+    """What the worker told of a profile."""
+    one = records[0]
+    told = one.model_dump(include=set(Measurement.model_fields) & set(Record.model_fields) - {"outside_ms"})
+    return Measurement(
+        **told | {name: next((v for r in records if (v := getattr(r, name)) is not None), None) for name in _CEILINGS},
+        outside_ms={r.timer: r.outside_ms for r in records if r.outside_ms is not None},
+        series=[_series(r, samples(r)) for r in records if r.timer != "none"],
+    )
+
+
+_CEILINGS = ("read_gbps", "write_gbps")
+
+
+def _series(r: Record, raw: Samples) -> Series:
+    return Series(
+        timer=r.timer,
+        cache=r.cache,
+        blocks=raw.blocks,
+        positions=raw.positions,
+        calls_per_sample=raw.calls_per_sample,
+        warmup=raw.warmup,
+        probes_ms=raw.probes_ms,
+        settled=r.settled,
+        rotation=r.rotation,
+        events=r.events,
+    )
+
+
 def _correct(measurement: Measurement) -> bool | None:
     if measurement.profile == ROOF or (measurement.max_rel_error is None and measurement.status is not Status.WRONG):
         return None
@@ -90,6 +142,7 @@ def _figures(case: Case, mine: Measurement, series: Series, everyone: Sequence[M
         "rotation": series.rotation,
         "outside_ms": mine.outside_ms.get(series.timer),
         "probe": _probe(series, list(peers.values())),
+        "probe_ms": float(np.median(series.probes_ms)) if series.probes_ms else None,
     }
     if series.timer != "host":  # enqueueing moves no bytes
         # A copy reads and writes once: its own bytes, without the parameters that it never touches.

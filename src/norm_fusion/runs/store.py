@@ -3,22 +3,23 @@
 manifest.json                     what was asked, where it ran, how it ended
 records/<case>[.a1].r0.json       the records of one case in one process: a list; `.a1` names an automatic rerun
 samples/<the same>.json.gz        their raw samples: a list
+SHA256SUMS                        of both, a line as each is written: `sha256sum -c SHA256SUMS` checks them too
 calls.json                        what a rule made of them; derived, and made again by `norm-fusion judge`
 conditions.jsonl                  clocks, heat, power and load while it ran, a reading a line
 worker.log                        what the measuring processes printed
 
-Runs of schema 1 have a file for each record and one for its samples; both are read.
+Runs of schema 1 have a file for each record and one for its samples, and those before schema 3 no sums; all are read.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import math
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,16 +29,18 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from norm_fusion import metrics
 from norm_fusion.records import SCHEMA, Conclusions, Conditions, Manifest, Record, Samples
-from norm_fusion.spec import BASELINE, BASELINE_OF, CONTROL, ROOF, Op, SpecError
+from norm_fusion.spec import CONTROL, ROOF, SpecError
 
 M = TypeVar("M", bound=BaseModel)
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # Files of samples that stay unpacked: those of one case, in fifteen processes and three attempts.
 UNPACKED = 45
+SUMS = "SHA256SUMS"
+SUMMED = 3  # from this schema on
 LISTED = 8  # runs that are named where one is not there
+SAMPLES_FILE = re.compile(r"samples/[A-Za-z0-9_][A-Za-z0-9_.,:=-]{0,249}")
 _LIST_OF_SAMPLES = TypeAdapter(list[Samples])
 
 
@@ -132,17 +135,25 @@ class RunStore:
         hashed = None
         if taken:
             data = gzip.compress(_LIST_OF_SAMPLES.dump_json(taken), mtime=0)
-            write_whole(self.path / file, data)
-            hashed = sha256(data).hexdigest()
+            hashed = self._write_summed(file, data)
         named = {"samples_file": file, "samples_sha256": hashed}
         records = [record if samples is None else record.model_copy(update=named) for record, samples in made]
         rows = ",\n".join(record.model_dump_json(by_alias=True) for record in records)  # a line each, for diffs
-        write_whole(self.path / "records" / f"{name}.json", f"[\n{rows}\n]\n".encode())
+        self._write_summed(f"records/{name}.json", f"[\n{rows}\n]\n".encode())
         return records
+
+    def _write_summed(self, file: str, data: bytes) -> str:
+        """Write a file whole, then the line with its hash, which is returned."""
+        write_whole(self.path / file, data)
+        hashed = sha256(data).hexdigest()
+        with (self.path / SUMS).open("a") as sums:
+            sums.write(f"{hashed}  {file}\n")
+        return hashed
 
     def write_conclusions(self, conclusions: Conclusions) -> Conclusions:
         """Keep what a rule made of the records; returned as it is kept, with its digest."""
-        made = conclusions.model_copy(update={"digest": self._digest(conclusions)})
+        whole = Conclusions.model_validate_json(_json(conclusions))
+        made = whole.model_copy(update={"digest": self._digest(whole)})
         write_whole(self.path / "calls.json", _json(made))
         return made
 
@@ -167,45 +178,42 @@ class RunStore:
         """All records that can be read, and each file that cannot."""
         records: list[Record] = []
         left_out: list[LeftOut] = []
+        sums = self._sums()
         for path in self._record_files():
             try:
-                records += _records_in(path)
+                found = _records_in(path)
+                self._check(path, sums)
+                if sums is None and any(record.schema_version >= SUMMED for record in found):
+                    raise StoreError(f"{self.path / SUMS} is missing: nothing tells that {path.name} is as it was")
+                records += found
             except StoreError as error:
                 left_out.append(LeftOut(path.name.partition(".")[0], None, str(error)))
+        for file in sums or ():
+            path = self.path / file
+            if path.parent.name == "records" and not path.exists():
+                left_out.append(LeftOut(path.name.partition(".")[0], None, f"{path} is missing: bring it back"))
         return records, left_out
 
-    def verified(self, records: Iterable[Record]) -> tuple[list[Record], list[LeftOut]]:
-        """Those of `records` that agree with their samples, unchanged; and those that do not.
+    def _sums(self) -> dict[str, str] | None:
+        """The hash of each file as it was written; None where the run is of before there were any."""
+        path = self.path / SUMS
+        try:
+            lines = path.read_text().splitlines()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} cannot be read: {error}") from None
+        return {line[66:]: line[:64] for line in lines}
 
-        A record that was never timed has no samples, and is kept.
-        """
-        kept: list[Record] = []
-        left_out: dict[LeftOut, None] = {}
-        for record in records:
-            try:
-                if record.samples_file is not None:
-                    self._verify(record)
-                kept.append(record)
-            except StoreError as error:
-                left_out[LeftOut(record.case, record.profile, str(error))] = None
-        return kept, list(left_out)
-
-    def _verify(self, record: Record) -> None:
-        """Raise StoreError where a figure that is quoted does not follow from the samples."""
-        mine = self.samples(record)
-        follow: dict[str, tuple[float | None, float]] = {
-            "p50": (record.p50_ms, metrics.percentile(mine.blocks, 50)),
-            "p95": (record.p95_ms, metrics.percentile(mine.blocks, 95)),
-        }
-        # Before schema 2 a speedup was the mean over rounds.
-        for name, told in record.speedup.items() if record.schema_version > 1 else ():
-            profile = BASELINE_OF[Op(record.op)] if name == BASELINE else name
-            peer = self.samples(record.model_copy(update={"profile": profile}))
-            follow[f"speedup over {name}"] = told, metrics.speedup(peer.blocks, mine.blocks)
-        for what, (told_here, found) in follow.items():
-            if told_here is None or not math.isclose(told_here, found, rel_tol=1e-9):
-                said = f"its {what} is {told_here}, that of its samples {found}"
-                raise StoreError(f"record {record.key} was edited: {said}")
+    def _check(self, path: Path, sums: Mapping[str, str] | None) -> None:
+        """Raise StoreError where a file of records is not the one that was written."""
+        if sums is None:
+            return
+        told = sums.get(f"records/{path.name}")
+        if told is None:
+            raise StoreError(f"{path} is not in {SUMS}: it was not written by the run")
+        if sha256(_bytes(path)).hexdigest() != told:
+            raise StoreError(f"{path} was changed after it was written: its hash is not the one in {SUMS}")
 
     def samples(self, record: Record) -> Samples:
         """The raw samples of a record, checked against its hash.
@@ -215,9 +223,9 @@ class RunStore:
         """
         if record.samples_file is None:
             raise StoreError(f"record {record.key} has no samples: {record.reason or record.status}")
+        if SAMPLES_FILE.fullmatch(record.samples_file) is None:
+            raise StoreError(f"record {record.key} names samples outside its run: {record.samples_file[:200]!r}")
         path = self.path / record.samples_file
-        if path.parent != self.path / "samples":
-            raise StoreError(f"record {record.key} names samples outside its run: {record.samples_file}")
         if record.samples_file not in self._unpacked or self._unpacked[record.samples_file][0] != record.samples_sha256:
             self._unpack(path, record)
         by_key = self._unpacked[record.samples_file][1]
@@ -244,7 +252,11 @@ class RunStore:
         return made
 
     def _digest(self, conclusions: Conclusions) -> str:
-        read = sha256(_json(conclusions.model_copy(update={"digest": None})))
+        # What an older version stored has not all of today's fields: as it was read, so it is hashed.
+        told = conclusions.model_copy(update={"digest": None}).model_dump_json(
+            by_alias=True, indent=1, exclude_unset=True
+        )
+        read = sha256(f"{told}\n".encode())
         for path in self._record_files():
             read.update(path.name.encode() + b"\0" + sha256(path.read_bytes()).digest())
         return read.hexdigest()
@@ -257,23 +269,22 @@ class RunStore:
             try:
                 yield Conditions.model_validate_json(line)
             except ValidationError as error:
-                raise StoreError(f"{path} line {number} is not a reading of conditions: {_first(error)}") from None
+                raise StoreError(f"{path} line {number} is not a reading of conditions: {first_line(error)}") from None
 
     def _record_files(self) -> list[Path]:
         return sorted((self.path / "records").glob("*.json"))
 
     def _unpack(self, path: Path, record: Record) -> None:
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise StoreError(f"{path} is missing: the samples of {record.key} belong there, bring them back") from None
+        if not path.exists():
+            raise StoreError(f"{path} is missing: the samples of {record.key} belong there, bring them back")
+        data = _bytes(path)
         if sha256(data).hexdigest() != record.samples_sha256:
             raise StoreError(f"{path} was changed after it was written: its hash is not its record's")
         try:
             text = gzip.decompress(data)
             found = _LIST_OF_SAMPLES.validate_json(text if text.startswith(b"[") else b"[" + text + b"]")
-        except (OSError, EOFError, ValidationError) as error:
-            raise StoreError(f"{path} does not hold samples: {_first(error)}") from None
+        except (OSError, EOFError, ValidationError, zlib.error) as error:
+            raise StoreError(f"{path} does not hold samples: {first_line(error)}") from None
         while len(self._unpacked) >= UNPACKED:
             del self._unpacked[next(iter(self._unpacked))]
         name = str(record.samples_file)
@@ -320,13 +331,18 @@ def _read(path: Path, model: type[M]) -> M:
     return _validated(path, _load(path, model.__name__.lower()), model)
 
 
-def _load(path: Path, what: str) -> Any:
+def _bytes(path: Path) -> bytes:
     try:
-        return json.loads(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _load(path: Path, what: str) -> Any:
+    try:
+        return json.loads(_bytes(path))
     except (ValueError, RecursionError) as error:  # cut, not UTF-8, a number of 5,000 digits, brackets without end
-        raise StoreError(f"{path} is not a readable {what}: {_first(error)}") from None
+        raise StoreError(f"{path} is not a readable {what}: {first_line(error)}") from None
 
 
 def _validated(path: Path, data: object, model: type[M]) -> M:
@@ -336,10 +352,10 @@ def _validated(path: Path, data: object, model: type[M]) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise StoreError(f"{path} is not a readable {model.__name__.lower()}: {_first(error)}") from None
+        raise StoreError(f"{path} is not a readable {model.__name__.lower()}: {first_line(error)}") from None
 
 
-def _first(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of what an error says; pydantic's second names the field."""
     lines = str(error).splitlines()
     return ": ".join(line.strip() for line in lines[: 2 if isinstance(error, ValidationError) else 1])

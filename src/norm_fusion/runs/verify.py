@@ -1,0 +1,81 @@
+"""Do a run's records follow from its samples? Each is derived once more, and compared. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from norm_fusion.records import Record
+from norm_fusion.runs import derive
+from norm_fusion.runs.store import LeftOut, RunStore, StoreError, first_line
+
+# Not figures: where samples lie, and by what code a record was written.
+_OF_THE_FILE = {"schema_version", "samples_file", "samples_sha256"}
+_ADDED = {2: {"probe_ms"}}  # by schema: what it had not yet
+
+
+def verified(store: RunStore, records: Iterable[Record]) -> tuple[list[Record], list[LeftOut]]:
+    """Those of `records` that follow from their samples, unchanged; and those that do not.
+
+    A record that was never timed has no samples, and is kept.
+    """
+    groups: dict[tuple[str, int, int | None], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.case, record.attempt, record.replicate), []).append(record)
+    kept: list[Record] = []
+    left_out: list[LeftOut] = []
+    for (case, _, _), mine in groups.items():
+        try:
+            odd = _edited(store, mine)
+        except StoreError as error:
+            left_out.append(LeftOut(case, None, str(error)))
+            continue
+        left_out += odd
+        doubted = {one.profile for one in odd}
+        kept += [record for record in mine if record.profile not in doubted]
+    return kept, left_out
+
+
+def _edited(store: RunStore, records: Sequence[Record]) -> list[LeftOut]:
+    """Who of the records of a case in one process has a figure that does not follow from the samples."""
+    keys = [record.key for record in records]
+    if len(set(keys)) < len(keys):
+        raise StoreError(f"{store.path} has several records {max(keys, key=keys.count)}: a run writes each once")
+    for record in records:
+        if (record.p50_ms is None) != (record.samples_file is None):
+            raise StoreError(f"record {record.key} was edited: it has figures or samples, and not both")
+    try:
+        made = {record.key: record for record in derive.made_again(records, store.samples)}
+    except StoreError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise StoreError(f"record {keys[0]} or its samples were edited: {first_line(error)}") from None
+    found: dict[str, LeftOut] = {}
+    for record in records:
+        if record.key not in made:
+            raise StoreError(f"record {record.key} was edited: its samples make no such record")
+        for name, told, follows in _differences(record, made[record.key]):
+            said = f"record {record.key} was edited: its {name} is {told}, that of its samples {follows}"
+            found.setdefault(record.profile, LeftOut(record.case, record.profile, said))
+    return list(found.values())
+
+
+def _differences(stored: Record, made: Record) -> Iterator[tuple[str, object, object]]:
+    """What is told of a record and does not follow from its samples: name, told, found."""
+    then = _ADDED.get(stored.schema_version, set())
+    if stored.schema_version == 1:  # its speedups were means over rounds, and its names others'
+        then = set(Record.model_fields) - {"p50_ms", "p95_ms"}
+    for name in set(Record.model_fields) - _OF_THE_FILE - then:
+        told, found = getattr(stored, name), getattr(made, name)
+        pairs = [("", told, found)]
+        if isinstance(told, dict) and isinstance(found, dict):
+            pairs = [(f" over {key}", told.get(key), found.get(key)) for key in {**told, **found}]
+        for key, one, other in pairs:
+            if not _same(one, other):
+                yield f"{name.removesuffix('_ms')}{key}", one, other
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9)
+    return one == other
