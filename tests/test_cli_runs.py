@@ -88,7 +88,10 @@ def test_judge_prints_what_changed_and_stores_it_when_asked(tmp_path: Path) -> N
     [
         (lambda path: path.write_bytes(path.read_bytes()[:100]), "r1.json is not a readable record"),
         (lambda path: path.write_text(path.read_text().replace('"schema_version":3', '"schema_version":9')), "update"),
-        (lambda path: path.write_text(path.read_text().replace('"p50_ms":0.1', '"p50_ms":0.01')), "was edited"),
+        (
+            lambda path: path.write_text(path.read_text().replace('"p50_ms":0.1', '"p50_ms":0.01')),
+            "r1.json was changed after",
+        ),
         (lambda path: path.write_text("{}"), "r1.json is not a readable record"),
     ],
     ids=["truncated", "newer", "edited", "no-record"],
@@ -180,7 +183,7 @@ def test_what_is_left_of_a_case_whose_file_cannot_be_read_is_not_quoted(tmp_path
         path.write_text("{")
     done = call("show", "a", "--output", str(tmp_path), "--json")
     assert done.exit_code == 1
-    assert "left out: " in done.stderr and "r2.json" in done.stderr
+    assert "not believed: " in done.stderr and "r2.json" in done.stderr
     shown = {record["profile"]: record for record in json.loads(done.stdout)}
     assert {"torch-eager", FUSED} <= shown.keys()
     for record in shown.values():

@@ -31,7 +31,7 @@ from norm_fusion import engine
 from norm_fusion.engine import host, processes
 from norm_fusion.records import Code, Conditions, Environment, Record, Samples, Status
 from norm_fusion.runs.store import RunStore
-from norm_fusion.spec import CONTROL, SpecError
+from norm_fusion.spec import CONTROL, ROOF, SpecError
 
 TWO = ("torch-eager", "torch-native")
 
@@ -410,6 +410,31 @@ def test_beside_a_clock_that_lies_nobody_is_believed_and_all_are_measured_again(
             assert honest.outside_ms is not None and honest.outside_ms < 2
         assert (case, "mine:fast", 1) not in found, "it is not asked again"
     assert [told[:1] for told in listener.of("process")] == [(1,), (1,), (2,)]
+
+
+@pytest.mark.parametrize("culprit", ["torch-native", ROOF])
+def test_a_death_beside_a_users_contestant_costs_that_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, culprit: str
+) -> None:
+    """It may have closed files that are not its own, say; whose deed it was cannot be told."""
+    beside = f"if [SECOND, 'mine:own'] not in shard['skip'] and case == SECOND and profile == {TWO[-1]!r}:\n"
+    worker(monkeypatch, beside + f"    at(case, {culprit!r})\n    sys.exit(1)")
+    _, store = run(tmp_path, plan("mine:own", *TWO))
+    found = rows(store)
+    lost = found.pop((SECOND, "mine:own", 0))
+    assert (lost.status, lost.code) == (Status.FAILED, Code.CRASHED)
+    assert f"ended with exit code 1 on the turn of {culprit}" in str(lost.reason)
+    assert "which is measured again without it" in str(lost.reason)
+    assert {record.status for record in found.values()} == {Status.OK} and len(found) == 8
+
+
+def test_a_death_without_it_is_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(monkeypatch, "if (case, profile) == (SECOND, 'torch-native'):\n    sys.exit(1)")
+    _, store = run(tmp_path, plan("mine:own", *TWO))
+    found = rows(store)
+    assert "on this case" in str(found.pop((SECOND, "torch-native", 0)).reason)
+    assert "on the turn of torch-native" in str(found.pop((SECOND, "mine:own", 0)).reason)
+    assert {record.status for record in found.values()} == {Status.OK} and len(found) == 7
 
 
 def test_a_users_contestant_without_a_lie_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

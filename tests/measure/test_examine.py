@@ -16,6 +16,7 @@ from norm_fusion.measure.clocks import tampered
 from norm_fusion.measure.examine import Examiner
 from norm_fusion.measure.inputs import draw_input, draw_operands
 from norm_fusion.measure.ring import Contestant, Lost
+from norm_fusion.records import Code
 from norm_fusion.spec import ITEMSIZE, Case, Effort, Op
 
 Launch = Callable[[torch.Tensor], Any]
@@ -363,6 +364,35 @@ def test_whoever_changes_an_input_is_the_one_who_leaves_and_the_others_find_it_w
         table.examiner.after(other)
     assert {name for name, check, _ in table.found if check.wrong} == {"guilty"}
     assert {wrong for name, _, wrong in table.parent.verdicts if name != "guilty"} == {None}
+
+
+@pytest.mark.parametrize("timed", [False, True], ids=["before-timing", "while-it-was-timed"])
+@pytest.mark.parametrize("what", ["weight", "shape"])
+def test_whoever_changes_a_parameter_or_a_shape_is_the_one_who_leaves(what: str, timed: bool) -> None:
+    table = Table()
+    calls = 0
+
+    def launch(x: torch.Tensor) -> Any:
+        nonlocal calls
+        calls += 1
+        out = table.honest()(x)
+        if calls == (12 if timed else 2):
+            if what == "weight":
+                table.examiner.operands.weight.mul_(1.5)
+            x.resize_(1, 256) if what == "shape" else x.neg_()
+        return out
+
+    guilty, other = Contestant("guilty", launch), Contestant("other", table.honest())
+    table.examiner.before("guilty", launch)
+    if timed:
+        with pytest.raises(Lost) as caught:
+            timing.wall(table.ring(other, guilty))
+        assert caught.value.contestant is guilty
+    assert {check.code for name, check, _ in table.found if name == "guilty" and check.wrong} == {Code.MUTATED_INPUT}
+    table.examiner.before("other", other.launch)
+    timing.wall(table.ring(other))
+    table.examiner.after(other)
+    assert table.wrong("other") == [] and table.examiner.inputs_intact(), "what it was given was not restored"
 
 
 def test_a_change_in_a_hot_series_names_its_contestant_too() -> None:

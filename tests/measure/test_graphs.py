@@ -130,6 +130,7 @@ def test_kernels_of_a_call_that_overlap_end_with_the_last_to_end() -> None:
         (ValueError("  \n padded "), "ValueError: padded"),
         (ValueError(), "ValueError"),
         (ValueError("x" * 999), "ValueError: " + "x" * 300),
+        (ValueError("/data/\udcff"), "ValueError: /data/\\udcff"),
     ],
 )
 def test_the_first_line_of_an_error_is_what_is_kept(error: Exception, line: str) -> None:

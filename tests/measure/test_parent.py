@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,20 @@ def test_an_event_is_a_line_and_an_answer_is_too() -> None:
         {"event": "output", "profile": "a"},
         {"event": "rows"},
     ]
+
+
+def test_a_fork_of_the_worker_says_nothing_and_ends(tmp_path: Path) -> None:
+    """Two that tell of one case would both be believed."""
+    with (tmp_path / "told").open("w") as out:
+        p = Parent(out, io.BytesIO())
+        child = os.fork()
+        if child == 0:
+            try:
+                p.send("done")
+            finally:
+                os._exit(7)  # not pytest a second time
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert (tmp_path / "told").read_text() == ""
 
 
 def test_a_parent_that_is_gone_is_an_error_of_its_own() -> None:

@@ -112,6 +112,17 @@ def test_what_would_steer_the_terminal_is_dropped(gpu: RunStore) -> None:
     assert not any(ord(c) < 32 for note in notes(gpu.manifest(), rows) for c in note)
 
 
+def test_a_case_during_which_a_setting_became_another_is_named(gpu: RunStore) -> None:
+    rows, told = rows_of(gpu), "settings changed during the run"
+    was = gpu.manifest().environment
+    assert was is not None
+    same = [changed([row], row.profile, fingerprint=was.fingerprint)[0] for row in rows]
+    assert not [note for note in notes(gpu.manifest(), same) if told in note]
+    odd = changed(same[:1], same[0].profile, fingerprint=f"{was.fingerprint}, then 0") + same[1:]
+    (note,) = (note for note in notes(gpu.manifest(), odd) if told in note)
+    assert note.endswith(f": {rows[0].case}")
+
+
 def test_the_noise_of_the_series_that_is_quoted_is_said(gpu: RunStore) -> None:
     rows = rows_of(gpu)
     loud = [

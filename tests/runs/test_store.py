@@ -18,6 +18,22 @@ CASE = "rmsnorm-4x4-float16"
 OLD = Path(__file__).parents[1] / "stored"
 
 
+def created(folder: Path, name: str = "a", **changes: object) -> RunStore:
+    """A new run's folder, with its manifest."""
+    store = RunStore.create(folder, name)
+    fields = {
+        "title": "t",
+        "question": "q",
+        "command": [],
+        "device": "cpu",
+        "quick": False,
+        "seed": 0,
+        "started_at": "n",
+    }
+    store.write_manifest(Manifest(run_id=name, cases=[CASE], profiles=["torch-eager"], **fields | changes))
+    return store
+
+
 def record(profile: str = "torch-eager", **more: object) -> Record:
     made = Record(
         run_id="a",
@@ -99,7 +115,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED.keys())
 def test_a_damaged_record_is_named_and_stops_no_other(tmp_path: Path, text: str) -> None:
-    store = RunStore.create(tmp_path, "a")
+    store = created(tmp_path)
     kept = store.keep(CASE, 0, 1, [(record(), None)])
     (store.path / "records" / "x.json").write_text(text)
     with pytest.raises(StoreError, match=r"x\.json is not a readable record"):
@@ -111,7 +127,7 @@ def test_a_damaged_record_is_named_and_stops_no_other(tmp_path: Path, text: str)
 
 
 def test_a_newer_schema_is_refused_by_number(tmp_path: Path) -> None:
-    store = RunStore.create(tmp_path, "a")
+    store = created(tmp_path)
     data = json.loads(record().model_dump_json(by_alias=True)) | {"schema_version": SCHEMA + 1, "colour": "blue"}
     (store.path / "records" / "x.json").write_text(json.dumps(data))
     with pytest.raises(StoreError, match=f"schema {SCHEMA + 1}.*update"):
@@ -122,7 +138,7 @@ def test_a_newer_schema_is_refused_by_number(tmp_path: Path) -> None:
 
 def test_files_are_the_ones_that_were_written(tmp_path: Path) -> None:
     def left(name: str, act: Callable[[RunStore, Path], object]) -> list[str]:
-        store = RunStore.create(tmp_path, name)
+        store = created(tmp_path, name)
         for replicate in range(2):
             mine = record(replicate=replicate)
             store.keep(CASE, 0, replicate, [(mine, samples(mine))])
@@ -143,9 +159,41 @@ def test_files_are_the_ones_that_were_written(tmp_path: Path) -> None:
     assert "was not written by the run" in said
     assert len(left("noSUMS", lambda store, path: (store.path / "SHA256SUMS").unlink())) == 2
 
+    def folder(store: RunStore, path: Path) -> None:
+        path.unlink()
+        path.mkdir()
+
+    (said,) = left("folder", folder)
+    assert "cannot be read: Is a directory" in said
+
+    def erased(store: RunStore, path: Path) -> None:
+        path.unlink()
+        sums = store.path / "SHA256SUMS"
+        lines = [line for line in sums.read_text().splitlines() if not line.endswith(f"records/{path.name}")]
+        sums.write_text("\n".join([*lines, f"{'0' * 64}  records/{'x' * 5000}"]))
+
+    (said,) = left("erased", erased)
+    assert "r1.json is missing" in said, "its samples tell of it"
+
+
+@pytest.mark.parametrize(
+    ("run", "of", "said"),
+    [(2, 1, "is of schema 1, its run of 2"), (SCHEMA, 2, "SHA256SUMS is missing"), (2, 2, None)],
+)
+def test_a_record_that_says_an_older_schema_than_its_run_is_not_the_runs(
+    tmp_path: Path, run: int, of: int, said: str | None
+) -> None:
+    """Less is checked of older ones."""
+    store = created(tmp_path, schema_version=run)
+    store.keep(CASE, 0, 0, [(record(schema_version=of), None)])
+    (store.path / "SHA256SUMS").unlink()
+    records, left_out = store.read()
+    assert (len(records), len(left_out)) == ((1, 0) if said is None else (0, 1))
+    assert said is None or said in left_out[0].said
+
 
 def test_samples_changed_after_the_fact_are_noticed(tmp_path: Path) -> None:
-    store = RunStore.create(tmp_path, "a")
+    store = created(tmp_path)
     (kept,) = store.keep(CASE, 0, 0, [(record(), samples(record()))])
     (store.path / str(kept.samples_file)).write_bytes(b"other")
     with pytest.raises(StoreError, match="changed after it was written"):
@@ -153,7 +201,7 @@ def test_samples_changed_after_the_fact_are_noticed(tmp_path: Path) -> None:
 
 
 def test_a_record_cannot_name_samples_outside_its_run(tmp_path: Path) -> None:
-    store = RunStore.create(tmp_path, "a")
+    store = created(tmp_path)
     with pytest.raises(StoreError, match="outside its run"):
         store.samples(record().model_copy(update={"samples_file": "../../etc/passwd"}))
 
@@ -163,7 +211,7 @@ def test_run_ids_from_the_clock_differ() -> None:
 
 
 def test_processes_and_attempts_have_files_of_their_own(tmp_path: Path) -> None:
-    store = RunStore.create(tmp_path, "a")
+    store = created(tmp_path)
     for attempt, replicate in ((0, 0), (0, 1), (1, 0)):
         mine = record(attempt=attempt, replicate=replicate)
         store.keep(CASE, attempt, replicate, [(mine, samples(mine))])
@@ -173,7 +221,7 @@ def test_processes_and_attempts_have_files_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_file_of_samples_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = RunStore.create(tmp_path, "a")
+    store = created(tmp_path)
     mine = [record(f"torch-{i}") for i in range(9)]
     kept = store.keep(CASE, 0, 0, [(one, samples(one)) for one in mine])
     unpacked: list[int] = []
@@ -185,14 +233,14 @@ def test_a_file_of_samples_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.
 
 def test_few_files_of_samples_stay_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "UNPACKED", 2)
-    store = RunStore.create(tmp_path, "a")
+    store = created(tmp_path)
     kept = [store.keep(CASE, 0, i, [(one, samples(one))])[0] for i in range(4) for one in [record(replicate=i)]]
     assert [store.samples(one).key for one in kept * 2] == [one.key for one in kept * 2]
     assert len(store._unpacked) == 2
 
 
 def test_samples_written_again_are_read_again(tmp_path: Path) -> None:
-    store = RunStore.create(tmp_path, "a")
+    store = created(tmp_path)
     (kept,) = store.keep(CASE, 0, 0, [(record(), samples(record()))])
     store.samples(kept)
     (again,) = store.keep(CASE, 0, 0, [(record(), samples(record()).model_copy(update={"blocks": [[7.0]]}))])
@@ -202,7 +250,7 @@ def test_samples_written_again_are_read_again(tmp_path: Path) -> None:
 
 
 def test_missing_and_foreign_samples_are_told(tmp_path: Path) -> None:
-    store = RunStore.create(tmp_path, "a")
+    store = created(tmp_path)
     (kept,) = store.keep(CASE, 0, 0, [(record(), samples(record()))])
     with pytest.raises(StoreError, match="has no samples of .*torch-native"):
         store.samples(kept.model_copy(update={"profile": "torch-native"}))
@@ -221,7 +269,7 @@ def test_runs_of_schema_1_stay_readable() -> None:
 
 
 def test_conclusions_come_back_and_none_are_none(tmp_path: Path) -> None:
-    store = RunStore.create(tmp_path, "a")
+    store = created(tmp_path)
     assert store.conclusions() is None
     made = Conclusions(rule=1, pooled=[record(replicate=None)], calls=[])
     store.write_conclusions(made)
@@ -233,20 +281,29 @@ def test_conclusions_come_back_and_none_are_none(tmp_path: Path) -> None:
         store.conclusions()
 
 
-@pytest.mark.parametrize("edited", ["calls.json", f"records/{CASE}.r0.json"])
-def test_conclusions_that_were_edited_or_are_of_other_records_are_not_believed(tmp_path: Path, edited: str) -> None:
-    store = RunStore.create(tmp_path, "a")
+@pytest.mark.parametrize(
+    ("edited", "was", "becomes"),
+    [
+        ("calls.json", "2.0", "1.0"),
+        (f"records/{CASE}.r0.json", "2.0", "1.0"),
+        ("manifest.json", '"quick": false', '"quick": true'),
+    ],
+)
+def test_conclusions_that_were_edited_or_are_of_other_records_are_not_believed(
+    tmp_path: Path, edited: str, was: str, becomes: str
+) -> None:
+    store = created(tmp_path)
     store.keep(CASE, 0, 0, [(record(), samples(record()))])
     store.write_conclusions(Conclusions(rule=1, pooled=[record(replicate=None)], calls=[]))
     path = store.path / edited
-    assert "2.0" in path.read_text()
-    path.write_text(path.read_text().replace("2.0", "1.0"))
-    with pytest.raises(StoreError, match=r"calls\.json was edited, or the records were since"):
+    assert was in path.read_text()
+    path.write_text(path.read_text().replace(was, becomes))
+    with pytest.raises(StoreError, match=r"calls\.json is not of this manifest and these records"):
         store.conclusions()
 
 
 def test_conditions_are_added_line_by_line_and_a_cut_line_costs_itself(tmp_path: Path) -> None:
-    store = RunStore.create(tmp_path, "a")
+    store = created(tmp_path)
     assert list(store.conditions()) == []
     readings = [Conditions(at=f"t{i}", monotonic_s=float(i)) for i in range(4)]
     store.append_conditions(readings[:2])

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from norm_fusion.records import Measurement, Record, Series, Status
+from norm_fusion.records import Manifest, Measurement, Record, Series, Status
 from norm_fusion.runs.derive import records_of
 from norm_fusion.runs.store import RunStore
-from norm_fusion.runs.verify import verified
+from norm_fusion.runs.verify import gaps, verified
 from norm_fusion.spec import Case
 
 CASE = Case.parse("rmsnorm-64x64-float16")
@@ -122,3 +122,26 @@ def test_samples_of_nothing_are_no_traceback(tmp_path: Path, blocks: list[list[f
     left, (one,) = verified(store, records)
     assert left == []
     assert "samples were edited" in one.said
+
+
+def process(number: int, case: str = CASE.name, attempt: int = 0) -> Record:
+    fields = {"op": "rmsnorm", "rows": 64, "cols": 64, "dtype": "float16", "status": Status.OK, "fingerprint": "f"}
+    return Record(run_id="a", case=case, profile="torch-eager", replicate=number, attempt=attempt, **fields)
+
+
+def lost(*records: Record, processes: int = 3, known: set[str] = frozenset()) -> dict[str, str]:
+    told = {"title": "t", "question": "q", "command": [], "device": "cpu", "quick": False, "seed": 0, "started_at": "n"}
+    of = Manifest(run_id="a", cases=["a", "b"], profiles=["torch-eager"], processes=processes, **told)
+    return {one.case: one.said for one in gaps(records, of, known)}
+
+
+def test_processes_of_which_nothing_is_left_are_missed() -> None:
+    a, b = ([process(number, case) for number in range(3)] for case in "ab")
+    assert lost(*a, *b) == lost(*a, *b[:2]) == {}, "a case may need fewer"
+    assert lost(*a, *b, *(process(number, "a", 1) for number in range(5))) == {}
+    assert list(lost(a[0], a[2], *b)) == ["a"] and "in process 2 are missing" in lost(a[0], a[2], *b)["a"]
+    assert list(lost(*a, *b, process(1, "b", 1))) == ["b"]
+    assert list(lost(*a[:2], *b[:2])) == ["a", "b"], "whose it was cannot be told"
+    assert "records of 2 processes, and the run had 3" in lost(*a[:2], *b[:2])["b"]
+    assert lost(*a, process(3, "a"), *b) == {}, "the last one was interrupted"
+    assert lost(a[0], a[2], *b, known={"a"}) == {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +34,7 @@ def _suites() -> None:
 RunArgument = Annotated[str, typer.Argument(help="A run's id, or its folder.")]
 
 
-LISTED = 12  # of what a gate refuses
+LISTED = 12  # of what is not believed, or a gate refuses
 LEFT_OUT = "Exit codes: 0 all of it; 1 a file was left out, as it cannot be read or was changed; 2 bad usage."
 
 
@@ -246,6 +246,8 @@ def _compare(
         raise typer.Exit(int(bool(refused or left_out)))
 
 
-def _name(command: str, left_out: Iterable[str]) -> None:
-    for said in left_out:
-        typer.echo(f"{command}: left out: {said}", err=True)
+def _name(command: str, left_out: Sequence[str]) -> None:
+    for said in left_out[:LISTED]:
+        typer.echo(f"{command}: not believed: {said}", err=True)
+    if len(left_out) > LISTED:
+        typer.echo(f"{command}: not believed: {len(left_out) - LISTED} more", err=True)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from norm_fusion import backends
-from norm_fusion.engine.absent import Absent, failures
+from norm_fusion.engine.absent import Absent, beside, failures
 from norm_fusion.engine.host import Fate, Host
 from norm_fusion.engine.monitor import Monitor, events
 from norm_fusion.engine.processes import Verifier, Worker
@@ -332,15 +332,22 @@ class _Session:
             self.store.append_conditions(readings)
 
     def _lose(self, fate: Fate, remaining: list[Case], shard: Shard) -> None:
-        """A worker died: its contestant is left out from now on; where it is not known, the case is given up."""
+        """A worker died: its contestant is left out from now on; where it is not known, the case is given up.
+
+        On the turn of PyTorch's or ours that may be the deed of a user's contestant in that process: it goes first.
+        """
         # Between two cases nobody is to blame: the next one is given up all the same, so that this ends.
         lost = next((case for case in remaining if case.name == fate.case), remaining[0])
+        skipped = {profile for case, profile in self.absent.skip if case == lost.name}
         names = [name for name in shard.profiles if backends.serves(name, lost.op)]
+        there = [name for name in names if name not in skipped]
         culprit = fate.profile if lost.name == fate.case else None
-        if culprit in (*names, CONTROL) and (lost.name, culprit) not in self.absent.skip:
-            assert culprit is not None
-            self.absent.leave_out(failures(fate, lost, names, [culprit], self.device))
-            if set(names) - {profile for case, profile in self.absent.skip if case == lost.name}:
+        losses = beside(fate, lost, there, culprit, self.device)
+        if not losses and culprit in (*names, CONTROL) and culprit not in skipped:
+            losses = failures(fate, lost, names, [culprit], self.device)
+        if losses:
+            self.absent.leave_out(losses)
+            if set(there) - {loss.profile for loss in losses}:
                 return
             names = []  # none is left: what is known of them is kept below
         remaining.remove(lost)

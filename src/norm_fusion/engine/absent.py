@@ -50,6 +50,25 @@ class Absent:
         ]
 
 
+def beside(fate: Fate, case: Case, there: Sequence[str], culprit: str | None, device: str) -> list[Measurement]:
+    """Rows of the users' contestants beside whom a worker died, on the turn of PyTorch, of one of ours or of the copy.
+
+    In one process it cannot be told whose deed that was: it is tried again without them.
+    """
+    whose = backends.controlled(there, device.partition(":")[0]) if culprit == CONTROL and there else culprit
+    if whose is None or backends.is_users(whose):
+        return []
+    reason = (
+        f"the measuring process {fate.reason} on the turn of {culprit}, which is measured again without it, as whose "
+        "deed it was cannot be told; see worker.log in the run's folder"
+    )
+    return [
+        Measurement(case=case.name, profile=name, status=Status.FAILED, code=fate.code, reason=reason)
+        for name in there
+        if backends.is_users(name)
+    ]
+
+
 def _liar(told: Measurement) -> Measurement:
     if told.status is Status.WRONG:
         return told

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from norm_fusion.evidence.verdicts import conclude
 from norm_fusion.records import Code, Conclusions, Manifest, Record, Status
 from norm_fusion.runs.store import LeftOut, RunStore, StoreError
-from norm_fusion.runs.verify import verified
+from norm_fusion.runs.verify import gaps, verified
 from norm_fusion.spec import Case, SpecError
 
 
@@ -17,6 +17,7 @@ def rejudged(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list[Rec
     What is damaged is no smaller run: what is left of its case could say something else, so its rows are invalid.
     """
     records, left_out = store.read()
+    left_out += gaps(records, manifest, {one.case for one in left_out})
     records, edited = verified(store, records)
     left_out += edited
     records += list(_damaged(records, left_out, manifest))

@@ -200,7 +200,7 @@ class CaseRun:
                 torch.cuda.synchronize()
             except RuntimeError as broken:
                 raise Broken(outcome.profile, first_line(error)) from broken
-        self.inputs[0].copy_(self.examiner.content(0))  # it may have raised while that held something else
+        self.examiner.renew(0)  # it may have raised while that held something else
 
     def _prepare_roof(self, outcome: Outcome) -> None:
         """The fastest of several copies is the roof; the search is short, its winner is timed with the others."""

@@ -1,6 +1,7 @@
 """Clocks, taken before any contestant's code is imported, and the probe that says how fast the machine runs meanwhile.
 
-A contestant shares this process and could replace any of them, or what of the lab reads them. `tampered` finds what was
+A contestant shares this process and could replace any of them, what of the lab reads them, or what it is compared with.
+`tampered` finds what was
 replaced by name; what it cannot find, the parent may find with its own clock around many calls (engine).
 """
 
@@ -11,11 +12,12 @@ import time
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 perf_counter_ns = time.perf_counter_ns
 monotonic = time.monotonic
 
-# Whoever wants to look faster replaces one of these.
+# Whoever wants to look faster, right, or faster than others, replaces one of these.
 _WATCHED: list[tuple[Any, str]] = [
     (time, "perf_counter_ns"),
     (time, "perf_counter"),
@@ -26,6 +28,9 @@ _WATCHED: list[tuple[Any, str]] = [
     (torch.cuda.Event, "synchronize"),
     (torch.cuda.CUDAGraph, "replay"),
     (torch.profiler, "profile"),
+    *((F, name) for name in ("rms_norm", "layer_norm")),
+    *((torch, name) for name in ("compile", "empty_like", "equal", "rsqrt", "rms_norm", "layer_norm")),
+    *((torch.Tensor, name) for name in ("clone", "copy_", "fill_", "float", "mean", "mul", "pow", "sum", "to", "view")),
 ]
 _ORIGINALS = [getattr(owner, name) for owner, name in _WATCHED]
 

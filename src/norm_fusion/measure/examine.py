@@ -57,13 +57,15 @@ class Examiner:
         thorough: bool = True,
     ):
         self.case, self.inputs, self.operands, self.parent, self.judge = case, inputs, operands, parent, judge
-        self.device = inputs[0].device
+        self.device, self.shape = inputs[0].device, inputs[0].shape
         self.rows = spread_rows(case, CPU_SAMPLED_ROWS, self.device) if self.device.type == "cpu" else None
         self.rows_before = None if thorough else self.rows
         # Of each input: the seed that it was drawn with, and that of its change since.
         self.drawn: list[tuple[int, int | None]] = [(seed + 1 + i, None) for i in range(len(inputs))]
         # Whose sums are compared after each block: up to eight inputs, on a CPU one row in sixteen of them.
         step = 16 if self.device.type == "cpu" else 1
+        self.parameters = [p for p in (operands.weight, operands.bias) if p is not None]
+        self.pristine = [p.clone() for p in self.parameters]
         self.watched = [x[::step] for x in inputs[:: -(-len(inputs) // WATCHED)]]
         self.sums = self._sums()
 
@@ -71,6 +73,10 @@ class Examiner:
         """What input `i` has to hold."""
         seed, change = self.drawn[i]
         return draw_input(self.case, self.device, seed, change=change)
+
+    def renew(self, i: int) -> None:
+        """Have input `i` hold what it has to, in the shape that it has to have."""
+        self.inputs[i].resize_(self.shape).copy_(self.content(i))
 
     def entered(self, contestant: Contestant) -> None:
         self.parent.at(self.case.name, contestant.name)
@@ -85,8 +91,10 @@ class Examiner:
             launch(x)  # its output is freed at once: what it leaves behind is the memory poisoned next
             poison(x, value)
             out = launch(x)
+            self._parameters(name, "before timing")
             if not torch.equal(x, given):
                 self.judge(name, Check.failed("it changed its input", Code.MUTATED_INPUT), "before timing")
+                self.renew(0)
             self.judge(name, check(out, given, self.operands, self.case, self.rows_before), "before timing")
         x.zero_()
         if x.is_cuda:
@@ -110,12 +118,14 @@ class Examiner:
             kept.fill_(POISONS[0])
 
     def left(self, contestant: Contestant) -> None:
-        """After each block: whoever changes an input is found before another one is measured on it."""
-        if self._sums() != self.sums:
-            self.judge(contestant.name, Check.failed("it changed its input", Code.MUTATED_INPUT), "while it was timed")
-            for i, x in enumerate(self.inputs):
-                x.copy_(self.content(i))
-            raise Lost(contestant, Wrong("it changed its input"))
+        """After each block: whoever changes an input, or a parameter, is found before another one is measured on it."""
+        if self._sums() != self.sums or any(x.shape != self.shape for x in self.inputs):
+            wrong, when = "it changed its input", "while it was timed"
+            if self._parameters(contestant.name, when):
+                self.judge(contestant.name, Check.failed(wrong, Code.MUTATED_INPUT), when)
+            for i in range(len(self.inputs)):
+                self.renew(i)
+            raise Lost(contestant, Wrong(wrong))
 
     def examine(self, contestant: Contestant, i: int, output: Any) -> None:
         """The output of a timed call on input `i`; its neighbours' kind; the clocks."""
@@ -137,6 +147,7 @@ class Examiner:
         x = self._change(contestant, last)
         poison(x, POISONS[0])
         out = contestant.launch(x)
+        self._parameters(contestant.name, "after timing")
         self.judge(contestant.name, check(out, x, self.operands, self.case, self.rows), "after timing")
         self.show(contestant.name, last, out, "after timing")
         self._clocks(contestant.name, "after timing")
@@ -160,15 +171,25 @@ class Examiner:
         self.drawn[i] = self.drawn[i][0], int(told["seed"])
         return self.inputs[i].copy_(self.content(i))
 
+    def _parameters(self, name: str, when: str) -> bool:
+        """Are weight and bias what they were? If not they are now, and it is known whose deed it was."""
+        if all(torch.equal(p, kept) for p, kept in zip(self.parameters, self.pristine, strict=True)):
+            return True
+        self.judge(name, Check.failed("it changed its weight or bias", Code.MUTATED_INPUT), when)
+        for p, kept in zip(self.parameters, self.pristine, strict=True):
+            p.copy_(kept)
+        return False
+
     def _clocks(self, name: str, when: str) -> None:
         replaced = tampered()
         if replaced is not None:
             self.judge(name, Check.failed(f"it replaced {replaced}", Code.TIMER), when)
 
     def _sums(self) -> list[int]:
-        """A checksum of the bits of each watched input."""
+        """A checksum of the bits of each watched input, and of the parameters."""
         kind = torch.int16 if self.inputs[0].element_size() == 2 else torch.int32
-        sums: list[int] = torch.stack([x.view(kind).sum(dtype=torch.int64) for x in self.watched]).tolist()
+        watched = [*self.watched, *self.parameters]
+        sums: list[int] = torch.stack([x.view(kind).sum(dtype=torch.int64) for x in watched]).tolist()
         return sums
 
     def _is_input(self, output: Tensor) -> bool:

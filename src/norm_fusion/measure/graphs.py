@@ -218,7 +218,7 @@ def call_intervals(kernels: list[Kernel], calls: int, lead: int = 0) -> list[flo
 
 def first_line(error: BaseException) -> str:
     """The kind of an exception and the first line that it prints, at most 300 characters."""
-    text = str(error).strip().splitlines()
+    text = str(error).encode("utf-8", "backslashreplace").decode().strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 
 

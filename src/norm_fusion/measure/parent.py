@@ -23,6 +23,7 @@ class Parent:
 
     def __init__(self, out: TextIO, answers: BinaryIO, stopping: Sequence[int] = ()) -> None:
         self.out, self.answers, self.stopping = out, answers, stopping
+        self.pid = os.getpid()
         self.last_beat = monotonic()
         self.crumb: mmap.mmap | None = None
         if os.environ.get(CRUMB):
@@ -30,6 +31,8 @@ class Parent:
                 self.crumb = mmap.mmap(file.fileno(), CRUMB_BYTES)
 
     def send(self, event: str, **data: Any) -> None:
+        if os.getpid() != self.pid:
+            os._exit(1)  # a contestant forked: what is measured, is measured by one process
         self.out.write(json.dumps({"event": event, **data}) + "\n")
         self.out.flush()
 
@@ -44,7 +47,7 @@ class Parent:
 
     def at(self, case: str, profile: str) -> None:
         """Note whose code runs next: read after a crash or a hang, when nobody can be asked any more."""
-        if self.crumb is not None and not self.stopping:
+        if self.crumb is not None and not self.stopping and os.getpid() == self.pid:
             self.crumb[:] = f"{case}\n{profile}".encode()[:CRUMB_BYTES].ljust(CRUMB_BYTES, b"\0")
         if monotonic() - self.last_beat > BEAT_S:
             self.last_beat = monotonic()

@@ -27,8 +27,9 @@ NAMED = 4  # rows that a note names before it counts the rest
 
 def notes(manifest: Manifest, rows: Sequence[Row]) -> list[str]:
     """All of it, printable."""
-    said = [effort(manifest, rows), *manifest.notes, *controls(rows), *reruns(rows, everything=False)]
-    said += [*apart(rows), *undecided(rows, everything=False), *happened(rows), *_rows(rows), *company(manifest)]
+    said = [effort(manifest, rows), *manifest.notes, *changed(manifest, rows), *controls(rows)]
+    said += [*reruns(rows, everything=False), *apart(rows), *undecided(rows, everything=False)]
+    said += [*happened(rows), *_rows(rows), *company(manifest)]
     if any(row.status is Status.CHECKED for row in rows):
         said.append(
             "checked: correct in Triton's interpreter, on a sample of the rows; a CPU says nothing of its latency"
@@ -90,6 +91,17 @@ def reruns(rows: Sequence[Row], everything: bool = True) -> Iterator[str]:
                 each = [f"over {one.baseline} {attempts(one)}" for one in told]
                 each += [f"{len(again) - len(told)} without noise"] if len(again) > len(told) else []
                 yield f"measured {most} times, all kept: {row.name} at {row.case}: {'; '.join(each)}"
+
+
+def changed(manifest: Manifest, rows: Sequence[Row]) -> Iterator[str]:
+    """Cases during which a setting, or something else that a run's environment tells, became another."""
+    if manifest.environment is None or manifest.schema_version == 1:  # whose fingerprint was of other facts
+        return
+    was = manifest.environment.fingerprint
+    odd = [row.any.case for row in rows if row.any.status is Status.OK and row.any.fingerprint != was]
+    if odd:
+        named = _some(list(dict.fromkeys(odd)))
+        yield f"device, software or settings changed during the run, so no claim is valid there: {named}"
 
 
 def apart(rows: Sequence[Row]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from norm_fusion.records import Environment, Record
+from norm_fusion.records import Environment, Record, Status
 from norm_fusion.report.rows import duration
 from norm_fusion.report.table import machine
 from norm_fusion.spec import CONTROL, ROOF
@@ -65,7 +65,7 @@ class Watch:
             (record.p50_ms, record)
             for record in records
             if record.p50_ms is not None and record.timer in ("device", "wall") and record.cache == "cold"
-            if record.profile not in (ROOF, CONTROL)
+            if record.status is Status.OK and record.profile not in (ROOF, CONTROL)
         ]
         ms, fastest = min(timed, key=lambda pair: pair[0], default=(0.0, None))
         said = "nothing timed" if fastest is None else f"fastest {fastest.profile} {duration(ms)} ({fastest.timer})"

@@ -41,6 +41,7 @@ SUMS = "SHA256SUMS"
 SUMMED = 3  # from this schema on
 LISTED = 8  # runs that are named where one is not there
 SAMPLES_FILE = re.compile(r"samples/[A-Za-z0-9_][A-Za-z0-9_.,:=-]{0,249}")
+SUM = re.compile(r"([0-9a-f]{64})  ((?:records|samples)/[A-Za-z0-9_.,:=-]{1,250})")
 _LIST_OF_SAMPLES = TypeAdapter(list[Samples])
 
 
@@ -175,24 +176,31 @@ class RunStore:
             yield from _records_in(path)
 
     def read(self) -> tuple[list[Record], list[LeftOut]]:
-        """All records that can be read, and each file that cannot."""
+        """All records that can be read, and each file that cannot, or is not there."""
         records: list[Record] = []
-        left_out: list[LeftOut] = []
-        sums = self._sums()
+        left_out: dict[str, LeftOut] = {}  # by the file's name
+        sums, schema = self._sums(), self.manifest().schema_version
         for path in self._record_files():
             try:
                 found = _records_in(path)
-                self._check(path, sums)
-                if sums is None and any(record.schema_version >= SUMMED for record in found):
-                    raise StoreError(f"{self.path / SUMS} is missing: nothing tells that {path.name} is as it was")
+                self._check(path, sums, schema)
+                if odd := {record.schema_version for record in found} - {schema}:
+                    raise StoreError(f"{path} is of schema {max(odd)}, its run of {schema}: it is not the run's")
                 records += found
             except StoreError as error:
-                left_out.append(LeftOut(path.name.partition(".")[0], None, str(error)))
-        for file in sums or ():
-            path = self.path / file
-            if path.parent.name == "records" and not path.exists():
-                left_out.append(LeftOut(path.name.partition(".")[0], None, f"{path} is missing: bring it back"))
-        return records, left_out
+                left_out[path.name] = LeftOut(path.name.partition(".")[0], None, str(error))
+        there = {path.name for path in self._record_files()}
+        for name in sorted(self._named(sums or {}, schema) - there):
+            said = f"{self.path / 'records' / name} is missing: bring it back"
+            left_out[name] = LeftOut(name.partition(".")[0], None, said)
+        return records, list(left_out.values())
+
+    def _named(self, sums: Mapping[str, str], schema: int) -> set[str]:
+        """The files of records that others tell of: the sums, and samples beside which they were written."""
+        files = [Path(file) for file in sums]
+        if schema > 1:
+            files += (self.path / "samples").glob("*.json.gz")
+        return {file.name.removesuffix(".gz") for file in files}
 
     def _sums(self) -> dict[str, str] | None:
         """The hash of each file as it was written; None where the run is of before there were any."""
@@ -203,11 +211,14 @@ class RunStore:
             return None
         except (OSError, ValueError) as error:
             raise StoreError(f"{path} cannot be read: {error}") from None
-        return {line[66:]: line[:64] for line in lines}
+        found = [match.groups() for line in lines if (match := SUM.fullmatch(line))]
+        return {file: hashed for hashed, file in found}
 
-    def _check(self, path: Path, sums: Mapping[str, str] | None) -> None:
+    def _check(self, path: Path, sums: Mapping[str, str] | None, schema: int) -> None:
         """Raise StoreError where a file of records is not the one that was written."""
         if sums is None:
+            if schema >= SUMMED:
+                raise StoreError(f"{self.path / SUMS} is missing: nothing tells that {path.name} is as it was")
             return
         told = sums.get(f"records/{path.name}")
         if told is None:
@@ -248,7 +259,7 @@ class RunStore:
             return None
         made = _read(path, Conclusions)
         if made.digest != self._digest(made):
-            raise StoreError(f"{path} was edited, or the records were since it was written: it is not believed")
+            raise StoreError(f"{path} is not of this manifest and these records: one of them was changed since")
         return made
 
     def _digest(self, conclusions: Conclusions) -> str:
@@ -257,8 +268,8 @@ class RunStore:
             by_alias=True, indent=1, exclude_unset=True
         )
         read = sha256(f"{told}\n".encode())
-        for path in self._record_files():
-            read.update(path.name.encode() + b"\0" + sha256(path.read_bytes()).digest())
+        for path in [self.path / "manifest.json", *self._record_files()]:
+            read.update(path.name.encode() + b"\0" + sha256(_bytes(path)).digest())
         return read.hexdigest()
 
     def conditions(self) -> Iterator[Conditions]:

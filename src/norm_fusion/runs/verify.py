@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from norm_fusion.records import Record
+from norm_fusion.records import Manifest, Record
 from norm_fusion.runs import derive
 from norm_fusion.runs.store import LeftOut, RunStore, StoreError, first_line
 
@@ -34,6 +34,26 @@ def verified(store: RunStore, records: Iterable[Record]) -> tuple[list[Record], 
         doubted = {one.profile for one in odd}
         kept += [record for record in mine if record.profile not in doubted]
     return kept, left_out
+
+
+def gaps(records: Sequence[Record], manifest: Manifest, known: Collection[str] = ()) -> list[LeftOut]:
+    """What the run measured and has no records of: processes are numbered, and the manifest has counted them.
+
+    `known`: cases of which something is known to be missing already.
+    """
+    there: dict[tuple[str, int], set[int]] = {}
+    for record in records:
+        if record.replicate is not None:
+            there.setdefault((record.case, record.attempt), set()).add(record.replicate)
+    lost: dict[str, str] = {}
+    for (case, _), numbers in there.items():
+        if missing := set(range(max(numbers))) - numbers:
+            lost.setdefault(case, f"the records of {case} in process {min(missing) + 1} are missing: bring them back")
+    found = max((max(numbers) + 1 for (_, attempt), numbers in there.items() if attempt == 0), default=0)
+    if 0 < found < manifest.processes and not known:
+        said = f"there are records of {found} processes, and the run had {manifest.processes}: bring them back"
+        lost |= dict.fromkeys(manifest.cases, said)
+    return [LeftOut(case, None, said) for case, said in lost.items() if case not in known]
 
 
 def _edited(store: RunStore, records: Sequence[Record]) -> list[LeftOut]:
