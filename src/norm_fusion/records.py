@@ -12,7 +12,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 # 2: replicates, attempts, intervals and calls. Files of schema 1 are read: they are runs of one process.
+# 3: probe_ms, and the hash of each file in SHA256SUMS.
 SCHEMA = 3
+
+
+def first_line(error: BaseException) -> str:
+    """An exception as a reason that can be kept: its kind and the first line that it prints, at most 300 characters."""
+    text = str(error).encode("utf-8", "backslashreplace").decode().strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 
 
 class Status(StrEnum):

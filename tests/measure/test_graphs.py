@@ -7,7 +7,7 @@ import torch
 from torch.autograd import DeviceType
 
 from norm_fusion.measure import graphs
-from norm_fusion.measure.graphs import call_intervals, first_line
+from norm_fusion.measure.graphs import call_intervals
 
 MARK = "void at::cuda::(anonymous namespace)::spin_kernel(long)"
 
@@ -121,17 +121,3 @@ def test_the_producers_kernels_lead_and_are_not_timed() -> None:
 def test_kernels_of_a_call_that_overlap_end_with_the_last_to_end() -> None:
     calls = [("long", 0, 9000), ("short", 1000, 2000), ("long", 10_000, 14_000), ("short", 11_000, 12_000)]
     assert call_intervals(calls, 2) == pytest.approx([0.009, 0.004])
-
-
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (ValueError("bad shape\nand more"), "ValueError: bad shape"),
-        (ValueError("  \n padded "), "ValueError: padded"),
-        (ValueError(), "ValueError"),
-        (ValueError("x" * 999), "ValueError: " + "x" * 300),
-        (ValueError("/data/\udcff"), "ValueError: /data/\\udcff"),
-    ],
-)
-def test_the_first_line_of_an_error_is_what_is_kept(error: Exception, line: str) -> None:
-    assert first_line(error) == line

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from manifests import manifest
 
-from norm_fusion.records import SCHEMA, Conclusions, Conditions, Manifest, Record, Samples, Status
+from norm_fusion.records import SCHEMA, Conclusions, Conditions, Record, Samples, Status
 from norm_fusion.runs import store as module
 from norm_fusion.runs.store import RunStore, StoreError, in_order, new_run_id
 from norm_fusion.runs.verify import verified
@@ -21,16 +22,7 @@ OLD = Path(__file__).parents[1] / "stored"
 def created(folder: Path, name: str = "a", **changes: object) -> RunStore:
     """A new run's folder, with its manifest."""
     store = RunStore.create(folder, name)
-    fields = {
-        "title": "t",
-        "question": "q",
-        "command": [],
-        "device": "cpu",
-        "quick": False,
-        "seed": 0,
-        "started_at": "n",
-    }
-    store.write_manifest(Manifest(run_id=name, cases=[CASE], profiles=["torch-eager"], **fields | changes))
+    store.write_manifest(manifest(name, cases=[CASE], **changes))
     return store
 
 
@@ -319,18 +311,7 @@ def test_conditions_are_added_line_by_line_and_a_cut_line_costs_itself(tmp_path:
 
 
 def test_the_order_is_that_of_the_question_then_control_then_roof_then_series() -> None:
-    manifest = Manifest(
-        run_id="a",
-        title="t",
-        question="q",
-        command=[],
-        cases=["b", "a"],
-        profiles=["torch-native", "torch-eager"],
-        device="cpu",
-        quick=False,
-        seed=0,
-        started_at="now",
-    )
+    asked = manifest(cases=["b", "a"], profiles=["torch-native", "torch-eager"])
     expected = [
         record("torch-native", case="b", cache="cold", replicate=None),
         record("torch-native", case="b", cache="cold", replicate=0),
@@ -343,4 +324,4 @@ def test_the_order_is_that_of_the_question_then_control_then_roof_then_series() 
         record(ROOF, case="b"),
         record("torch-native", case="a"),
     ]
-    assert in_order(reversed(expected), manifest) == expected
+    assert in_order(reversed(expected), asked) == expected

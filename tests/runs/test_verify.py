@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from manifests import manifest
 
-from norm_fusion.records import Manifest, Measurement, Record, Series, Status
+from norm_fusion.records import Measurement, Record, Series, Status
 from norm_fusion.runs.derive import records_of
 from norm_fusion.runs.store import RunStore
 from norm_fusion.runs.verify import gaps, verified
@@ -130,9 +131,7 @@ def process(number: int, case: str = CASE.name, attempt: int = 0) -> Record:
 
 
 def lost(*records: Record, processes: int = 3, known: set[str] = frozenset()) -> dict[str, str]:
-    told = {"title": "t", "question": "q", "command": [], "device": "cpu", "quick": False, "seed": 0, "started_at": "n"}
-    of = Manifest(run_id="a", cases=["a", "b"], profiles=["torch-eager"], processes=processes, **told)
-    return {one.case: one.said for one in gaps(records, of, known)}
+    return {one.case: one.said for one in gaps(records, manifest(processes=processes), known)}
 
 
 def test_processes_of_which_nothing_is_left_are_missed() -> None:

@@ -239,15 +239,12 @@ def _compare(
             verdicts.show_comparison(console(PIPE_WIDTH), found, names[0], names[1])
         wanted = {label for name in fail_on or [] for label in FAILURES[name]}
         refused = found.refused(wanted) if wanted else []
-        for said in refused[:LISTED]:
-            typer.echo(f"norm-fusion compare: --fail-on: {said}", err=True)
-        if len(refused) > LISTED:
-            typer.echo(f"norm-fusion compare: --fail-on: and {len(refused) - LISTED} more", err=True)
+        _name("norm-fusion compare", refused, "--fail-on")
         raise typer.Exit(int(bool(refused or left_out)))
 
 
-def _name(command: str, left_out: Sequence[str]) -> None:
-    for said in left_out[:LISTED]:
-        typer.echo(f"{command}: not believed: {said}", err=True)
-    if len(left_out) > LISTED:
-        typer.echo(f"{command}: not believed: {len(left_out) - LISTED} more", err=True)
+def _name(command: str, sentences: Sequence[str], why: str = "not believed") -> None:
+    """The first of them on stderr, and how many more there are."""
+    more = len(sentences) - LISTED
+    for said in [*sentences[:LISTED], *([f"and {more} more"] if more > 0 else [])]:
+        typer.echo(f"{command}: {why}: {said}", err=True)

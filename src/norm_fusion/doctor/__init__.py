@@ -20,6 +20,7 @@ from typing import TypeVar
 from norm_fusion import machine, nvml
 from norm_fusion.doctor import facts, gpu, host, probe, series, software
 from norm_fusion.doctor.finding import Finding, printable, unknown
+from norm_fusion.records import first_line
 
 T = TypeVar("T")
 
@@ -101,7 +102,7 @@ def _read(reader: Callable[[], T], otherwise: Callable[[str], T]) -> T:
     try:
         return reader()
     except Exception as error:  # noqa: BLE001 - a doctor outlives what is broken, and then says so
-        return otherwise(probe.first_line(error))
+        return otherwise(first_line(error))
 
 
 def judge(read: Facts) -> Report:
@@ -111,7 +112,7 @@ def judge(read: Facts) -> Report:
         try:
             made = list(check(read))
         except Exception as error:  # noqa: BLE001 - facts of a machine nobody thought of; the other checks go on
-            made = [unknown(name, f"could not be judged: {probe.first_line(error)}", "a fault of this command")]
+            made = [unknown(name, f"could not be judged: {first_line(error)}", "a fault of this command")]
         findings += [_clean(finding, group) for finding in made]
     sentence = printable(series.summary(findings, read.asked, read.device), most=2000)
     return Report(tuple(findings), sentence, series.can_measure(findings))

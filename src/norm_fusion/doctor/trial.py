@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from norm_fusion.doctor.probe import Step, first_line
+from norm_fusion.doctor.probe import Step
+from norm_fusion.records import first_line
 
 SHAPE = (4, 64)
 TRACED = 3

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from norm_fusion import backends
-from norm_fusion.engine.absent import Absent, beside, failures
+from norm_fusion.engine.absent import Absent, failures
 from norm_fusion.engine.host import Fate, Host
 from norm_fusion.engine.monitor import Monitor, events
 from norm_fusion.engine.processes import Verifier, Worker
@@ -32,7 +32,7 @@ from norm_fusion.evidence.pool import ENOUGH, pool
 from norm_fusion.records import Conclusions, Conditions, Environment, Manifest, Measurement, Record, Status
 from norm_fusion.runs.derive import records_of
 from norm_fusion.runs.store import RunStore, now
-from norm_fusion.spec import CONTROL, FEWEST, MOST, PRECISION, RERUNS, Case, Shard, SpecError
+from norm_fusion.spec import FEWEST, MOST, PRECISION, RERUNS, Case, Shard, SpecError
 
 # One that waits for its turn imports PyTorch beside the one that measures: where there are processors to spare.
 STANDBY_CPUS = 4
@@ -332,22 +332,14 @@ class _Session:
             self.store.append_conditions(readings)
 
     def _lose(self, fate: Fate, remaining: list[Case], shard: Shard) -> None:
-        """A worker died: its contestant is left out from now on; where it is not known, the case is given up.
-
-        On the turn of PyTorch's or ours that may be the deed of a user's contestant in that process: it goes first.
-        """
+        """A worker died: whoever is blamed is left out from now on; where it is not known, the case is given up."""
         # Between two cases nobody is to blame: the next one is given up all the same, so that this ends.
         lost = next((case for case in remaining if case.name == fate.case), remaining[0])
-        skipped = {profile for case, profile in self.absent.skip if case == lost.name}
         names = [name for name in shard.profiles if backends.serves(name, lost.op)]
-        there = [name for name in names if name not in skipped]
-        culprit = fate.profile if lost.name == fate.case else None
-        losses = beside(fate, lost, there, culprit, self.device)
-        if not losses and culprit in (*names, CONTROL) and culprit not in skipped:
-            losses = failures(fate, lost, names, [culprit], self.device)
+        losses = self.absent.blamed(fate, lost, names, self.device)
         if losses:
             self.absent.leave_out(losses)
-            if set(there) - {loss.profile for loss in losses}:
+            if set(names) - self.absent.of(lost):
                 return
             names = []  # none is left: what is known of them is kept below
         remaining.remove(lost)

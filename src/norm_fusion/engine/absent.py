@@ -34,6 +34,32 @@ class Absent:
         """What is to be kept with a case beside the profiles that are there; not to be told a second time."""
         return [loss for loss in self.untold.pop(case.name, []) if loss.profile not in there]
 
+    def of(self, case: Case) -> set[str]:
+        """Who is left out of a case."""
+        return {profile for name, profile in self.skip if name == case.name}
+
+    def blamed(self, fate: Fate, case: Case, asked: Sequence[str], device: str) -> list[Measurement]:
+        """Who is to be left out because a worker died on this case; nobody, where its turn is not known.
+
+        `asked`: all that serve the case. On the turn of PyTorch, of one of ours or of the copy it may have been the
+        deed of a user's contestant in that process, which cannot be told: it is tried again without these first.
+        """
+        culprit, skipped = fate.profile if case.name == fate.case else None, self.of(case)
+        if culprit is None:
+            return []
+        there = [name for name in asked if name not in skipped]
+        whose = _controlled(there, device) if culprit == CONTROL and there else culprit
+        suspects = [] if backends.is_users(whose) else [name for name in there if backends.is_users(name)]
+        if suspects:
+            reason = (
+                f"the measuring process {fate.reason} on the turn of {culprit}, which is measured again without it, as "
+                "whose deed it was cannot be told; see worker.log in the run's folder"
+            )
+            return [_failed(fate, case, name, reason) for name in suspects]
+        if culprit in (*asked, CONTROL) and culprit not in skipped:
+            return failures(fate, case, asked, [culprit], device)
+        return []
+
     def liars(self, case: Case, measurements: Sequence[Measurement]) -> list[Measurement]:
         """Users' contestants beside which our clock contradicts the worker's: all are measured again without them.
 
@@ -50,25 +76,6 @@ class Absent:
         ]
 
 
-def beside(fate: Fate, case: Case, there: Sequence[str], culprit: str | None, device: str) -> list[Measurement]:
-    """Rows of the users' contestants beside whom a worker died, on the turn of PyTorch, of one of ours or of the copy.
-
-    In one process it cannot be told whose deed that was: it is tried again without them.
-    """
-    whose = backends.controlled(there, device.partition(":")[0]) if culprit == CONTROL and there else culprit
-    if whose is None or backends.is_users(whose):
-        return []
-    reason = (
-        f"the measuring process {fate.reason} on the turn of {culprit}, which is measured again without it, as whose "
-        "deed it was cannot be told; see worker.log in the run's folder"
-    )
-    return [
-        Measurement(case=case.name, profile=name, status=Status.FAILED, code=fate.code, reason=reason)
-        for name in there
-        if backends.is_users(name)
-    ]
-
-
 def _liar(told: Measurement) -> Measurement:
     if told.status is Status.WRONG:
         return told
@@ -76,17 +83,24 @@ def _liar(told: Measurement) -> Measurement:
     return told.model_copy(update={"status": Status.WRONG, "code": Code.TIMER, "reason": reason})
 
 
-def failures(fate: Fate, case: Case, asked: Sequence[str], lost: Iterable[str], device: str) -> list[Measurement]:
+def failures(fate: Fate, case: Case, asked: Sequence[str], lost: Sequence[str], device: str) -> list[Measurement]:
     """Rows of the profiles that a worker's death cost, on this case or before it; `asked`: all that serve the case."""
     where = "on" if case.name == fate.case else "before"
-    return [
-        Measurement(
-            case=case.name,
-            profile=profile,
-            status=Status.FAILED,
-            code=fate.code,
-            reason=f"the measuring process {fate.reason} {where} this case; see worker.log in the run's folder",
-            control_of=backends.controlled(asked, device.partition(":")[0]) if profile == CONTROL else None,
-        )
-        for profile in lost
-    ]
+    reason = f"the measuring process {fate.reason} {where} this case; see worker.log in the run's folder"
+    original = _controlled(asked, device) if CONTROL in lost else None
+    return [_failed(fate, case, name, reason, original if name == CONTROL else None) for name in lost]
+
+
+def _controlled(names: Sequence[str], device: str) -> str:
+    return backends.controlled(names, device.partition(":")[0])
+
+
+def _failed(fate: Fate, case: Case, profile: str, reason: str, control_of: str | None = None) -> Measurement:
+    return Measurement(
+        case=case.name,
+        profile=profile,
+        status=Status.FAILED,
+        code=fate.code,
+        reason=reason,
+        control_of=control_of,
+    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from norm_fusion.evidence.verdicts import conclude
-from norm_fusion.records import Code, Conclusions, Manifest, Record, Status
+from norm_fusion.records import Code, Conclusions, Manifest, Measurement, Record, Status
+from norm_fusion.runs.derive import records_of
 from norm_fusion.runs.store import LeftOut, RunStore, StoreError
 from norm_fusion.runs.verify import gaps, verified
 from norm_fusion.spec import Case, SpecError
@@ -52,7 +53,7 @@ def _damaged(records: Sequence[Record], left_out: Iterable[LeftOut], manifest: M
     for one in left_out:
         mine = [r for (case, profile, _), r in rows.items() if case == one.case and one.profile in (None, profile)]
         if not mine and one.case in manifest.cases:
-            mine = list(_blank(one, records, manifest))
+            mine = _blank(one, records, manifest)
         for record in mine:
             kept = record.model_dump(include=_IDENTITY, by_alias=True)
             yield Record(**kept, status=Status.FAILED, code=Code.UNREADABLE, reason=one.said)
@@ -64,22 +65,13 @@ _IDENTITY = {
 }
 
 
-def _blank(lost: LeftOut, records: Sequence[Record], manifest: Manifest) -> Iterator[Record]:
+def _blank(lost: LeftOut, records: Sequence[Record], manifest: Manifest) -> list[Record]:
     """The rows of which nothing is left: what else the run's records of that operator have."""
     try:
         case = Case.parse(lost.case)
     except SpecError:
-        return  # no case of ours: the sentence is all that can be said
+        return []  # no case of ours: the sentence is all that can be said
     there = dict.fromkeys(r.profile for r in records if r.op == case.op and r.profile in manifest.profiles)
-    for profile in [lost.profile] if lost.profile else there or manifest.profiles:
-        yield Record(
-            run_id=manifest.run_id,
-            case=case.name,
-            op=case.op,
-            rows=case.rows,
-            cols=case.cols,
-            dtype=case.dtype,
-            profile=profile,
-            status=Status.FAILED,
-            fingerprint="",
-        )
+    profiles = [lost.profile] if lost.profile else there or manifest.profiles
+    told = [Measurement(case=case.name, profile=profile, status=Status.FAILED) for profile in profiles]
+    return [record for record, _ in records_of(case, told, run_id=manifest.run_id, fingerprint="", replicate=0)]

@@ -17,12 +17,11 @@ from norm_fusion.measure import graphs, timing
 from norm_fusion.measure.correctness import Check, check, spread_rows
 from norm_fusion.measure.environment import available_bytes
 from norm_fusion.measure.examine import Examiner, Wrong
-from norm_fusion.measure.graphs import first_line
 from norm_fusion.measure.inputs import draw_input, draw_operands
 from norm_fusion.measure.parent import Parent
 from norm_fusion.measure.ring import PLACES_SHARE, Contestant, Interrupted, Lost, Ring, Stop, sets_in_rotation
 from norm_fusion.metrics import percentile
-from norm_fusion.records import Cache, Code, Measurement, Status, Timer
+from norm_fusion.records import Cache, Code, Measurement, Status, Timer, first_line
 from norm_fusion.spec import CONTROL, ROOF, Case, Effort, Shard
 
 # A kernel in the interpreter takes about 10 ms a program: rows enough to meet every mask and the last program.

@@ -1,8 +1,8 @@
 """Clocks, taken before any contestant's code is imported, and the probe that says how fast the machine runs meanwhile.
 
 A contestant shares this process and could replace any of them, what of the lab reads them, or what it is compared with.
-`tampered` finds what was
-replaced by name; what it cannot find, the parent may find with its own clock around many calls (engine).
+`tampered` finds what was replaced by name; what it cannot find, the parent may find with its own clock around many
+calls (engine).
 """
 
 from __future__ import annotations

@@ -62,10 +62,10 @@ class Examiner:
         self.rows_before = None if thorough else self.rows
         # Of each input: the seed that it was drawn with, and that of its change since.
         self.drawn: list[tuple[int, int | None]] = [(seed + 1 + i, None) for i in range(len(inputs))]
-        # Whose sums are compared after each block: up to eight inputs, on a CPU one row in sixteen of them.
-        step = 16 if self.device.type == "cpu" else 1
         self.parameters = [p for p in (operands.weight, operands.bias) if p is not None]
         self.pristine = [p.clone() for p in self.parameters]
+        # Whose sums are compared after each block: up to eight inputs, on a CPU one row in sixteen of them.
+        step = 16 if self.device.type == "cpu" else 1
         self.watched = [x[::step] for x in inputs[:: -(-len(inputs) // WATCHED)]]
         self.sums = self._sums()
 

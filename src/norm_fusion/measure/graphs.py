@@ -19,7 +19,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from norm_fusion.measure.clocks import monotonic, watch
 from norm_fusion.measure.ring import Contestant, Lost, Ring
-from norm_fusion.records import Cache, Series
+from norm_fusion.records import Cache, Series, first_line
 
 # A graph sample lasts at least this long, so that the events' own resolution (0.5 us) is 0.1% of it.
 GRAPH_SAMPLE_MS = 0.5
@@ -230,12 +230,6 @@ def call_intervals(kernels: list[Kernel], calls: int, lead: int = 0) -> list[flo
     if any([name for name, _, _ in run] != [name for name, _, _ in runs[0]] for run in runs):
         return None
     return [(max(end for _, _, end in run) - run[lead][1]) / 1e6 for run in runs]
-
-
-def first_line(error: BaseException) -> str:
-    """The kind of an exception and the first line that it prints, at most 300 characters."""
-    text = str(error).encode("utf-8", "backslashreplace").decode().strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 
 
 watch(__name__, "Event", "profiler", "monotonic", "graph", "device", "back_to_back", "call_intervals")

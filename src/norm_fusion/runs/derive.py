@@ -66,6 +66,9 @@ def records_of(
     return made
 
 
+_CEILINGS = ("read_gbps", "write_gbps")
+
+
 def made_again(records: Sequence[Record], samples: Callable[[Record], Samples]) -> list[Record]:
     """The records of one case in one process, derived once more from their samples and from what the worker told.
 
@@ -98,9 +101,6 @@ def _measurement(records: Sequence[Record], samples: Callable[[Record], Samples]
         outside_ms={r.timer: r.outside_ms for r in records if r.outside_ms is not None},
         series=[_series(r, samples(r)) for r in records if r.timer != "none"],
     )
-
-
-_CEILINGS = ("read_gbps", "write_gbps")
 
 
 def _series(r: Record, raw: Samples) -> Series:

@@ -180,7 +180,8 @@ class RunStore:
         records: list[Record] = []
         left_out: dict[str, LeftOut] = {}  # by the file's name
         sums, schema = self._sums(), self.manifest().schema_version
-        for path in self._record_files():
+        files = self._record_files()
+        for path in files:
             try:
                 found = _records_in(path)
                 self._check(path, sums, schema)
@@ -189,8 +190,7 @@ class RunStore:
                 records += found
             except StoreError as error:
                 left_out[path.name] = LeftOut(path.name.partition(".")[0], None, str(error))
-        there = {path.name for path in self._record_files()}
-        for name in sorted(self._named(sums or {}, schema) - there):
+        for name in sorted(self._named(sums or {}, schema) - {path.name for path in files}):
             said = f"{self.path / 'records' / name} is missing: bring it back"
             left_out[name] = LeftOut(name.partition(".")[0], None, said)
         return records, list(left_out.values())
@@ -280,7 +280,7 @@ class RunStore:
             try:
                 yield Conditions.model_validate_json(line)
             except ValidationError as error:
-                raise StoreError(f"{path} line {number} is not a reading of conditions: {first_line(error)}") from None
+                raise StoreError(f"{path} line {number} is not a reading of conditions: {problem(error)}") from None
 
     def _record_files(self) -> list[Path]:
         return sorted((self.path / "records").glob("*.json"))
@@ -295,7 +295,7 @@ class RunStore:
             text = gzip.decompress(data)
             found = _LIST_OF_SAMPLES.validate_json(text if text.startswith(b"[") else b"[" + text + b"]")
         except (OSError, EOFError, ValidationError, zlib.error) as error:
-            raise StoreError(f"{path} does not hold samples: {first_line(error)}") from None
+            raise StoreError(f"{path} does not hold samples: {problem(error)}") from None
         while len(self._unpacked) >= UNPACKED:
             del self._unpacked[next(iter(self._unpacked))]
         name = str(record.samples_file)
@@ -353,7 +353,7 @@ def _load(path: Path, what: str) -> Any:
     try:
         return json.loads(_bytes(path))
     except (ValueError, RecursionError) as error:  # cut, not UTF-8, a number of 5,000 digits, brackets without end
-        raise StoreError(f"{path} is not a readable {what}: {first_line(error)}") from None
+        raise StoreError(f"{path} is not a readable {what}: {problem(error)}") from None
 
 
 def _validated(path: Path, data: object, model: type[M]) -> M:
@@ -363,10 +363,10 @@ def _validated(path: Path, data: object, model: type[M]) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise StoreError(f"{path} is not a readable {model.__name__.lower()}: {first_line(error)}") from None
+        raise StoreError(f"{path} is not a readable {model.__name__.lower()}: {problem(error)}") from None
 
 
-def first_line(error: Exception) -> str:
+def problem(error: Exception) -> str:
     """The first line of what an error says; pydantic's second names the field."""
     lines = str(error).splitlines()
     return ": ".join(line.strip() for line in lines[: 2 if isinstance(error, ValidationError) else 1])

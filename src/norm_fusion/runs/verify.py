@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from norm_fusion.records import Manifest, Record
 from norm_fusion.runs import derive
-from norm_fusion.runs.store import LeftOut, RunStore, StoreError, first_line
+from norm_fusion.runs.store import LeftOut, RunStore, StoreError, problem
 
 # Not figures: where samples lie, and by what code a record was written.
 _OF_THE_FILE = {"schema_version", "samples_file", "samples_sha256"}
@@ -69,7 +69,7 @@ def _edited(store: RunStore, records: Sequence[Record]) -> list[LeftOut]:
     except StoreError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise StoreError(f"record {keys[0]} or its samples were edited: {first_line(error)}") from None
+        raise StoreError(f"record {keys[0]} or its samples were edited: {problem(error)}") from None
     found: dict[str, LeftOut] = {}
     for record in records:
         if record.key not in made:
