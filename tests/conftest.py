@@ -1,9 +1,17 @@
-"""Before anything imports Triton: its interpreter runs the kernels here, on CPU tensors. Imports no torch itself."""
+"""Before anything imports Triton: its interpreter runs the kernels here, on CPU tensors. Imports no torch itself.
+
+With NORM_FUSION_GPU_TESTS=1 nothing is interpreted, and `pytest` runs tests/gpu alone, on a machine with a GPU.
+"""
 
 import os
 import sys
 from pathlib import Path
 
-os.environ["TRITON_INTERPRET"] = "1"
-os.environ["NORM_FUSION_FORCE_TRITON"] = "1"
-sys.path.append(str(Path(__file__).parent / "kernels"))  # aot, accuracy
+if os.environ.get("NORM_FUSION_GPU_TESTS") == "1":
+    collect_ignore = [path.name for path in Path(__file__).parent.iterdir() if path.name not in ("gpu", "conftest.py")]
+else:
+    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["NORM_FUSION_FORCE_TRITON"] = "1"
+    collect_ignore = ["gpu"]
+sys.path.append(str(Path(__file__).parent / "kernels"))  # aot, accuracy, gradients
+sys.path.append(str(Path(__file__).parent / "ops"))  # test_autograd's chain of operators

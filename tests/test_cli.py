@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from norm_fusion.cli import measure
 from norm_fusion.records import Record
+from norm_fusion.spec import Op
 
 BENCHMARK = "from norm_fusion.cli import benchmark_norms as main; main()"
 LAB = "from norm_fusion.cli import norm_fusion as main; main()"
@@ -42,7 +44,11 @@ def test_help_teaches() -> None:
             "backend 'tritn' is unknown: choose from all, torch, triton, torch-baseline, torch-eager",
         ),
         (["--dtype", "float8"], "dtype 'float8' is unknown: choose from float16, bfloat16, float32"),
-        (["--op", "batchnorm"], "op 'batchnorm' is unknown: choose from rmsnorm, layernorm, all"),
+        (
+            ["--op", "batchnorm"],
+            "op 'batchnorm' is unknown: choose from rmsnorm, layernorm, add-rmsnorm, add-layernorm, all",
+        ),
+        (["--pass", "sideways"], "pass 'sideways' is unknown: choose from forward, backward, both"),
         (["--rows", "0", "--cols", "8"], "rows is 0: it must be 1 to"),
         (["--rows", "8", "--cols", "-8"], "cols is -8: it must be 1 to"),
         (["--shape", "2147483647x2147483647"], "TiB for its input alone"),
@@ -178,3 +184,19 @@ def test_a_report_of_nothing_names_the_runs_there_are(finished: tuple[Path, subp
     assert done.returncode == 2
     assert "there is no run 'smal'" in done.stderr
     assert "holds small" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ops", "pass_", "shapes", "names"),
+    [
+        ([], "forward", ["4x8"], ["rmsnorm-4x8", "layernorm-4x8"]),
+        (["add-rmsnorm"], "both", ["4x8"], ["add-rmsnorm-4x8", "add-rmsnorm-backward-4x8"]),
+        (["all"], "backward", ["4x8"], [f"{op}-backward-4x8" for op in Op]),
+        (["add-rmsnorm"], "forward", [], [f"add-rmsnorm-{shape}" for shape in ("512x1024", "2048x4096", "4096x4096")]),
+    ],
+)
+def test_every_operator_and_pass_asked_for_is_a_case(
+    ops: list[str], pass_: str, shapes: list[str], names: list[str]
+) -> None:
+    cases = measure._cases(measure._ops(ops), measure._passes(pass_), [], [], shapes, [])
+    assert [case.name for case in cases] == [f"{name}-float16" for name in names]

@@ -1,11 +1,13 @@
 """What is committed beside the code: the runs in evidence/, and what README.md and docs/ quote of them."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from norm_fusion import functional
 from norm_fusion.evidence.stored import rejudged
 from norm_fusion.harness.page import page
 from norm_fusion.records import HarnessReport
@@ -23,6 +25,17 @@ def test_what_is_quoted_is_what_the_runs_say() -> None:
         [sys.executable, "-m", "cogapp", "--check", "-I", "docs", *pages], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_parameter_of_an_operator_is_in_the_table_of_what_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import support
+
+    plain = {"input", "normalized_shape", "weight", "eps", "norm_before_gate"}
+    found = {name for each in support.OPERATORS for name in inspect.signature(each).parameters}
+    assert found - plain == set(support.FEATURES)
+    public = {name for name, each in inspect.getmembers(functional, inspect.isfunction) if name[0] != "_"}
+    assert {each.__name__ for each in support.OPERATORS} == public - {"normalize"}
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda path: str(path.relative_to(ROOT / "evidence")))

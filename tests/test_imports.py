@@ -24,6 +24,8 @@ MAY_IMPORT = {
     "kernels": {"spec"},
     "ops": {"spec", "kernels"},
     "functional": {"ops"},
+    "modules": {"functional"},
+    "patching": {"functional", "modules", "ops"},
     "backends": {"spec", "reference", "functional", "kernels"},
     "measure": {*GROUND, "reference", "backends"},
     "runs": GROUND,

@@ -2,12 +2,52 @@
 
 import pytest
 
-from norm_fusion.spec import DEFAULT_CASES, Case, Op, Shard, SpecError, parse_shape
+from norm_fusion.spec import DEFAULT_CASES, Case, Op, Pass, Shard, SpecError, odd_kind, parse_shape
 
 
-def test_a_case_survives_its_name() -> None:
-    for case in DEFAULT_CASES:
-        assert Case.parse(case.name) == case
+@pytest.mark.parametrize("op", Op)
+@pytest.mark.parametrize("pass_", Pass)
+def test_a_case_survives_its_name(op: Op, pass_: Pass) -> None:
+    case = Case(op, 4096, 8192, "bfloat16", pass_)
+    assert Case.parse(case.name) == case
+
+
+def test_names_say_operator_and_backward() -> None:
+    case = Case(Op.ADD_RMSNORM, 512, 64, "float32", Pass.BACKWARD)
+    assert case.name == "add-rmsnorm-backward-512x64-float32"
+    assert Case(Op.RMSNORM, 512, 64, "float32").name == "rmsnorm-512x64-float32"
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "outputs", "tensors", "vectors"),
+    [
+        ("rmsnorm", "x", "y", 2, 1),
+        ("layernorm", "x", "y", 2, 2),
+        ("add-rmsnorm", "x residual", "y residual", 4, 1),
+        ("rmsnorm-backward", "x dy", "dx dw", 3, 2),
+        ("layernorm-backward", "x dy", "dx dw db", 3, 3),
+        ("add-layernorm-backward", "x residual dy dresidual", "dx dresidual dw db", 4, 3),
+    ],
+)
+def test_what_goes_in_and_comes_out(name: str, parts: str, outputs: str, tensors: int, vectors: int) -> None:
+    """`tensors`: read or written by whoever does no more than it has to; a sum for two, and a gradient for two."""
+    case = Case.parse(f"{name}-48x32-float16")
+    assert case.parts == tuple(parts.split())
+    assert case.output_names == tuple(outputs.split())
+    assert len(case.outputs) == len(case.output_names)
+    assert case.input_bytes == len(case.parts) * 48 * 32 * 2
+    assert case.compulsory_bytes == (tensors * 48 + vectors) * 32 * 2
+
+
+def test_an_output_of_another_kind_is_told_apart() -> None:
+    case = Case.parse("add-rmsnorm-4x8-float16")
+    right = {"type": "Tensor", "shape": [4, 8], "dtype": "float16", "device": "cuda"}
+    assert odd_kind([right, right], case, "cuda") is None
+    assert odd_kind([right], case, "cuda") == "there are 1 outputs, expected 2"
+    for what, wrong in (("shape", [8, 4]), ("dtype", "float32"), ("device", "cpu")):
+        said = odd_kind([right, right | {what: wrong}], case, "cuda")
+        assert said == f"output residual has {what} {wrong}, expected {right[what]}"
+    assert odd_kind([right | {"type": "list"}, right], case, "cuda") == "output y is a list, expected a tensor"
 
 
 def test_the_seeds_four_cases_are_the_default() -> None:
@@ -27,6 +67,8 @@ def test_compulsory_bytes_count_every_row_once() -> None:
 def test_flops_are_five_and_eight_per_element() -> None:
     assert Case(Op.RMSNORM, 3, 7, "float16").flops == 5 * 21
     assert Case(Op.LAYERNORM, 3, 7, "float16").flops == 8 * 21
+    assert Case(Op.ADD_RMSNORM, 3, 7, "float16").flops == 6 * 21
+    assert Case(Op.LAYERNORM, 3, 7, "float16", Pass.BACKWARD).flops == 13 * 21
 
 
 @pytest.mark.parametrize(

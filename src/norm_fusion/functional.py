@@ -1,4 +1,16 @@
-"""The public functions, with the signatures of torch.nn.functional's."""
+"""The public functions: rms_norm and layer_norm with the signatures of torch.nn.functional's, and what models add.
+
+What they share. `input` has shape (..., *normalized_shape) and is float16, bfloat16 or float32, as is every other
+tensor, each in its own dtype; statistics and products are fp32, and the output is rounded once. On CUDA one fused
+Triton kernel forward, and one backward with a second, small one for the weight's gradient; on other devices, and where
+Triton is not installed, PyTorch's own. Rows may lie anywhere: slices, heads of a fused qkv and expanded tensors are
+read in place. A tensor is copied first only if its normalized dimensions are not contiguous, or the others take more
+than three strides; so is a gradient, as that of `y.sum()`. Outputs are new and contiguous.
+
+Gradients may be taken twice: the second time by PyTorch's own operators, as is all inside torch.func's transforms. dw
+and db are accumulated in fp32 and bitwise the same in every run. Under autocast the output has the dtype that
+torch.nn.functional's has.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +19,44 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from norm_fusion import ops
+from norm_fusion.ops import Norm, Operands, normalize
+
+EPS = torch.finfo(torch.float32).eps
 
 
 def rms_norm(
-    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    offset: float = 0.0,
+    cast_first: bool = False,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """RMSNorm (Zhang and Sennrich 2019): `input / sqrt(mean(input^2) + eps) * weight`, statistics in fp32.
-
-    On CUDA a fused Triton kernel; on other devices PyTorch's own operator. Forward only for now.
+    """RMSNorm (Zhang and Sennrich 2019): `input / sqrt(mean(input^2) + eps) * (weight + offset) + bias`.
 
     Args:
-        input: shape (..., *normalized_shape), float16, bfloat16 or float32. Rows may have any stride; a layout whose
-            rows are not contiguous inside, or not evenly spaced, is copied first.
+        input: shape (..., *normalized_shape).
         normalized_shape: the trailing dimensions to normalize over, together.
-        weight: shape normalized_shape, input's dtype and device, or None for no scaling.
+        weight: shape normalized_shape, or (heads, *normalized_shape) where input ends with it: a weight for each head.
         eps: added to the mean square; None for float32's machine epsilon, whatever the input's dtype.
+        bias: of weight's shape.
+        offset: added to the weight in fp32: 1 for a weight that is stored less one, as Gemma's.
+        cast_first: round the normalized input to input's dtype before it is multiplied, as Hugging Face's Llama does.
+        out_dtype: of the output, None for input's.
 
     Returns:
-        A contiguous tensor of input's shape and dtype.
+        A tensor of input's shape.
 
     Raises:
         ValueError: a shape or device does not fit.
-        TypeError: a dtype is not supported or differs.
-        RuntimeError: a gradient would be needed.
+        TypeError: what should be a tensor is none, or a dtype is not supported.
     """
-    if eps is None:
-        eps = torch.finfo(torch.float32).eps
-    return ops.rms_norm(input, tuple(normalized_shape), weight, eps)
+    shape = tuple(normalized_shape)
+    norm = Norm(False, len(shape), EPS if eps is None else float(eps), offset, cast_first, False, out_dtype)
+    return normalize("rms_norm", norm, shape, Operands(input, None, None, weight, bias))[0]
 
 
 def layer_norm(
@@ -43,25 +65,112 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    offset: float = 0.0,
+    cast_first: bool = False,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """LayerNorm (Ba, Kiros and Hinton 2016): `(input - mean) / sqrt(var + eps) * weight + bias`, statistics in fp32.
+    """LayerNorm (Ba, Kiros and Hinton 2016): `(input - mean) / sqrt(var + eps) * (weight + offset) + bias`.
 
-    On CUDA a fused Triton kernel; on other devices PyTorch's own operator. Forward only for now.
+    Arguments, return and errors as `rms_norm`; eps is added to the biased variance.
+    """
+    shape = tuple(normalized_shape)
+    norm = Norm(True, len(shape), float(eps), offset, cast_first, False, out_dtype)
+    return normalize("layer_norm", norm, shape, Operands(input, None, None, weight, bias))[0]
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    offset: float = 0.0,
+    cast_first: bool = False,
+    out_dtype: torch.dtype | None = None,
+    residual_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`new = input + residual; rms_norm(new), new` in one kernel.
 
     Args:
-        input: shape (..., *normalized_shape), float16, bfloat16 or float32. Rows may have any stride; a layout whose
-            rows are not contiguous inside, or not evenly spaced, is copied first.
-        normalized_shape: the trailing dimensions to normalize over, together.
-        weight: shape normalized_shape, input's dtype and device, or None for no scaling.
-        bias: likewise, or None for no shift.
-        eps: added to the biased variance.
+        residual: of input's shape, in a dtype of its own: float32 keeps a residual stream exact beside 16-bit
+            activations.
+        residual_dtype: of the new residual, None for residual's. The sum is rounded to it, then normalized.
+
+    The other arguments are `rms_norm`'s; out_dtype is input's dtype where None, as is what cast_first rounds to.
 
     Returns:
-        A contiguous tensor of input's shape and dtype.
-
-    Raises:
-        ValueError: a shape or device does not fit.
-        TypeError: a dtype is not supported or differs.
-        RuntimeError: a gradient would be needed.
+        The normalized output and the new residual, of input's shape. Either may be left unused by what follows.
     """
-    return ops.layer_norm(input, tuple(normalized_shape), weight, bias, eps)
+    shape = tuple(normalized_shape)
+    eps = EPS if eps is None else float(eps)
+    norm = Norm(False, len(shape), eps, offset, cast_first, False, out_dtype, residual_dtype)
+    return _both(*normalize("add_rms_norm", norm, shape, Operands(input, residual, None, weight, bias)))
+
+
+def add_layer_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    offset: float = 0.0,
+    cast_first: bool = False,
+    out_dtype: torch.dtype | None = None,
+    residual_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`new = input + residual; layer_norm(new), new` in one kernel; see `add_rms_norm`."""
+    shape = tuple(normalized_shape)
+    norm = Norm(True, len(shape), float(eps), offset, cast_first, False, out_dtype, residual_dtype)
+    return _both(*normalize("add_layer_norm", norm, shape, Operands(input, residual, None, weight, bias)))
+
+
+def gated_rms_norm(
+    input: Tensor,
+    gate: Tensor,
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    norm_before_gate: bool = True,
+    group_size: int | None = None,
+    offset: float = 0.0,
+    cast_first: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """RMSNorm over the last dimension with a silu gate, as Mamba2 (Dao and Gu 2024) and Qwen3-Next have it.
+
+    Args:
+        input: shape (..., cols).
+        gate: of input's shape, in a dtype of its own.
+        weight: shape (cols,).
+        norm_before_gate: `rms_norm(input) * silu(gate)` as in Qwen3-Next, else `rms_norm(input * silu(gate))` as in
+            Mamba2. The product is not rounded before it is normalized.
+        group_size: normalize groups of so many neighbouring columns, each by itself; it must divide cols.
+
+    The other arguments, return and errors are `rms_norm`'s.
+    """
+    if not isinstance(input, Tensor) or not isinstance(gate, Tensor):
+        label, given = ("gate", gate) if isinstance(input, Tensor) else ("input", input)
+        raise TypeError(f"{label} is a {type(given).__name__}: gated_rms_norm takes a torch.Tensor")
+    if not input.dim():
+        raise ValueError("input has no dimension to normalize over")
+    cols = input.shape[-1]
+    norm = Norm(False, 1, EPS if eps is None else float(eps), offset, cast_first, not norm_before_gate, out_dtype)
+    if group_size is None or group_size == cols:
+        return normalize("gated_rms_norm", norm, (cols,), Operands(input, None, gate, weight, None))[0]
+    if group_size < 1 or cols % group_size:
+        raise ValueError(f"group_size is {group_size}, input has {cols} columns: it must divide them")
+    groups = (cols // group_size, group_size)
+    if weight is not None:
+        weight = weight.view(groups)
+    given = Operands(input.view(*input.shape[:-1], *groups), None, gate.view(*gate.shape[:-1], *groups), weight, None)
+    return normalize("gated_rms_norm", norm, (group_size,), given)[0].flatten(-2)
+
+
+def _both(y: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+    assert h is not None
+    return y, h

@@ -6,27 +6,49 @@ Ground floor: no torch, nothing of ours. Everything here is a value that survive
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 
 class Op(StrEnum):
-    """An operator under test."""
+    """An operator under test. The last two add a residual first, and return the sum too."""
 
     RMSNORM = "rmsnorm"
     LAYERNORM = "layernorm"
+    ADD_RMSNORM = "add-rmsnorm"
+    ADD_LAYERNORM = "add-layernorm"
 
     @property
-    def flops_per_element(self) -> int:
-        """Arithmetic of the textbook formula per element; the original experiment's model."""
-        return {Op.RMSNORM: 5, Op.LAYERNORM: 8}[self]
+    def centred(self) -> bool:
+        """LayerNorm, not RMSNorm?"""
+        return self in (Op.LAYERNORM, Op.ADD_LAYERNORM)
+
+    @property
+    def added(self) -> bool:
+        """Is a residual added?"""
+        return self in (Op.ADD_RMSNORM, Op.ADD_LAYERNORM)
 
     @property
     def parameters(self) -> int:
         """How many vectors of `cols` elements it reads: RMSNorm a weight, LayerNorm a weight and a bias."""
-        return {Op.RMSNORM: 1, Op.LAYERNORM: 2}[self]
+        return 2 if self.centred else 1
+
+
+class Pass(StrEnum):
+    """Which way through an operator: its outputs of its inputs, or all gradients of those of its outputs."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+
+
+def parts_of(op: Op, pass_: Pass) -> tuple[str, ...]:
+    """What an input consists of: tensors of one shape, stacked, x first."""
+    residual = ("residual",) if op.added else ()
+    if pass_ is Pass.FORWARD:
+        return ("x", *residual)
+    return ("x", *residual, "dy", *(("dresidual",) if op.added else ()))
 
 
 # Bytes per element of the dtypes under test.
@@ -38,7 +60,10 @@ UNIT_ROUNDOFF: Mapping[str, float] = {"float16": 2.0**-11, "bfloat16": 2.0**-8, 
 MAX_DIM = 2**31 - 1
 MAX_INPUT_BYTES = 2**40
 
-_CASE_NAME = re.compile(r"(?P<op>[a-z]+)-(?P<rows>[0-9]{1,18})x(?P<cols>[0-9]{1,18})-(?P<dtype>[a-z]+\d+)")
+_CASE_NAME = re.compile(
+    r"(?P<op>[a-z]+(?:-[a-z]+)*?)(?P<backward>-backward)?"
+    r"-(?P<rows>[0-9]{1,18})x(?P<cols>[0-9]{1,18})-(?P<dtype>[a-z]+\d+)"
+)
 _SHAPE = re.compile(r"([0-9]{1,18})x([0-9]{1,18})")
 
 
@@ -56,7 +81,9 @@ def parse_shape(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, order=True)
 class Case:
-    """One operator at one shape and dtype: `rmsnorm-4096x8192-float16`.
+    """One operator, one way, at one shape and dtype: `rmsnorm-4096x8192-float16`, `rmsnorm-backward-512x64-float32`.
+
+    Activations, residuals and their gradients have shape (rows, cols), parameters and theirs (cols,), all in dtype.
 
     Raises:
         SpecError: a dimension, the dtype or the input's size is out of range.
@@ -66,6 +93,7 @@ class Case:
     rows: int
     cols: int
     dtype: str
+    pass_: Pass = Pass.FORWARD
 
     def __post_init__(self) -> None:
         for name in ("rows", "cols"):
@@ -76,7 +104,7 @@ class Case:
             raise SpecError(f"dtype {self.dtype!r} is unknown: choose from {', '.join(ITEMSIZE)}")
         if self.input_bytes > MAX_INPUT_BYTES:
             raise SpecError(
-                f"{self.rows}x{self.cols} {self.dtype} needs {self.input_bytes / 2**40:,.1f} TiB for its input alone: "
+                f"{self.name} needs {self.input_bytes / 2**40:,.1f} TiB for its input alone: "
                 f"at most {MAX_INPUT_BYTES // 2**40} TiB, so use fewer rows or columns"
             )
 
@@ -88,24 +116,67 @@ class Case:
             raise SpecError(f"case {name!r} is not OP-ROWSxCOLS-DTYPE: write it like rmsnorm-4096x8192-float16")
         if match["op"] not in set(Op):
             raise SpecError(f"op {match['op']!r} of case {name!r} is unknown: choose from {', '.join(Op)}")
-        return cls(Op(match["op"]), int(match["rows"]), int(match["cols"]), match["dtype"])
+        pass_ = Pass.BACKWARD if match["backward"] else Pass.FORWARD
+        return cls(Op(match["op"]), int(match["rows"]), int(match["cols"]), match["dtype"], pass_)
 
     @property
     def name(self) -> str:
-        return f"{self.op}-{self.rows}x{self.cols}-{self.dtype}"
+        backward = "-backward" if self.pass_ is Pass.BACKWARD else ""
+        return f"{self.op}{backward}-{self.rows}x{self.cols}-{self.dtype}"
 
     @property
-    def input_bytes(self) -> int:
+    def parts(self) -> tuple[str, ...]:
+        """What its input consists of."""
+        return parts_of(self.op, self.pass_)
+
+    @property
+    def outputs(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of its outputs: y and the new residual, or the gradients of input, residual, weight and bias."""
+        of_rows = [(self.rows, self.cols)] * (2 if self.op.added else 1)
+        return *of_rows, *([(self.cols,)] * self.op.parameters if self.pass_ is Pass.BACKWARD else ())
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Theirs, in the same order."""
+        if self.pass_ is Pass.FORWARD:
+            return ("y", "residual")[: len(self.outputs)]
+        return "dx", *(("dresidual",) if self.op.added else ()), *("dw", "db")[: self.op.parameters]
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Of one tensor of shape (rows, cols)."""
         return self.rows * self.cols * ITEMSIZE[self.dtype]
 
     @property
+    def input_bytes(self) -> int:
+        """Of an input, all its parts."""
+        return len(self.parts) * self.tensor_bytes
+
+    @property
+    def moved_bytes(self) -> int:
+        """Of tensors of shape (rows, cols) that have to be read or written.
+
+        Backward reads what was normalized, the sum where a residual was added, and writes one gradient for both.
+        """
+        if self.pass_ is Pass.BACKWARD:
+            return (4 if self.op.added else 3) * self.tensor_bytes
+        return (4 if self.op.added else 2) * self.tensor_bytes
+
+    @property
     def compulsory_bytes(self) -> int:
-        """Every input read once, the output written once: the same for every contestant."""
-        return 2 * self.input_bytes + self.op.parameters * self.cols * ITEMSIZE[self.dtype]
+        """Every input read once, every output written once: the same for every contestant.
+
+        Backward reads the weight and writes the parameters' gradients; a row's saved statistics are not counted.
+        """
+        vectors = self.op.parameters + (1 if self.pass_ is Pass.BACKWARD else 0)
+        return self.moved_bytes + vectors * self.cols * ITEMSIZE[self.dtype]
 
     @property
     def flops(self) -> int:
-        return self.op.flops_per_element * self.rows * self.cols
+        """Arithmetic of the textbook formulas; forward, 5 and 8 an element, is the original experiment's model."""
+        forward, backward = (8, 13) if self.op.centred else (5, 9)
+        each = backward if self.pass_ is Pass.BACKWARD else forward
+        return (each + self.op.added) * self.rows * self.cols
 
     @property
     def tolerance(self) -> float:
@@ -116,6 +187,24 @@ class Case:
         is of the output's order and grows with the logarithm of the row (pairwise sums): 32 units roundoff.
         """
         return (32 if self.dtype == "float32" else 4) * UNIT_ROUNDOFF[self.dtype]
+
+
+def odd_kind(found: Sequence[Mapping[str, Any]], case: Case, device: str) -> str | None:
+    """How outputs of these kinds (type, shape, dtype, device) differ from what a case's should be; None if they do not.
+
+    `device`: the type of device that they should be on.
+    """
+    expected = case.outputs
+    if len(found) != len(expected):
+        return f"there are {len(found)} outputs, expected {len(expected)}"
+    for name, one, shape in zip(case.output_names, found, expected, strict=True):
+        label = "output" if len(expected) == 1 else f"output {name}"
+        if one["type"] != "Tensor":
+            return f"{label} is a {one['type']}, expected a tensor"
+        for what, right in (("shape", list(shape)), ("dtype", case.dtype), ("device", device)):
+            if one[what] != right:
+                return f"{label} has {what} {one[what]}, expected {right}"
+    return None
 
 
 # The seed's four cases, and its shape sweep: what is measured when no shape is given.
@@ -149,7 +238,7 @@ STANDBY = "--standby"
 
 BASELINE = "torch-baseline"
 # What the original experiment compared with: an alias, never timed twice.
-BASELINE_OF: Mapping[Op, str] = {Op.RMSNORM: "torch-eager", Op.LAYERNORM: "torch-native"}
+BASELINE_OF: Mapping[Op, str] = {op: "torch-native" if op.centred else "torch-eager" for op in Op}
 
 # The roof is measured like a contestant, in the same rounds, but it is none: it moves the bytes and computes nothing.
 ROOF = "copy"
@@ -243,4 +332,8 @@ class Suite:
     def select(self, options: tuple[str, ...]) -> tuple[Case, ...]:
         """The suite's cases and those of the named options, each once: by operator, then by size."""
         chosen = {*self.cases, *(case for name in options for case in self.options[name])}
-        return tuple(sorted(chosen, key=lambda case: (list(Op).index(case.op), case.dtype, case.rows * case.cols)))
+        return tuple(sorted(chosen, key=_in_order))
+
+
+def _in_order(case: Case) -> tuple[int, bool, str, int]:
+    return list(Op).index(case.op), case.pass_ is Pass.BACKWARD, case.dtype, case.rows * case.cols

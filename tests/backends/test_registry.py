@@ -4,7 +4,7 @@ import pytest
 
 from norm_fusion import backends
 from norm_fusion.backends import BY_NAME, PROFILES, contestant, controlled, is_users, judged, select, serves
-from norm_fusion.spec import CONTROL, ROOF, Op, SpecError
+from norm_fusion.spec import CONTROL, ROOF, Op, Pass, SpecError
 
 RMS, LAYER = "triton-fused-rmsnorm", "triton-fused-layernorm"
 
@@ -69,13 +69,17 @@ def test_what_is_no_contestant_is_told_how_to_write_one(text: str) -> None:
     assert not is_users(text)
 
 
-def test_who_serves_which_operator() -> None:
+@pytest.mark.parametrize("pass_", Pass)
+def test_who_serves_which_operator(pass_: Pass) -> None:
     def served(name: str) -> list[Op]:
-        return [op for op in Op if serves(name, op)]
+        return [op for op in Op if serves(name, op, pass_)]
 
-    assert served("torch-eager") == served("mine:fast") == served("known-base") == list(Op)
-    assert served(RMS) == served("rmsnorm=mine:fast") == [Op.RMSNORM]
-    assert served(LAYER) == served("layernorm=mine:fast") == [Op.LAYERNORM]
+    assert served("torch-eager") == served("mine:fast") == list(Op)
+    assert served("known-base") == ([Op.RMSNORM, Op.LAYERNORM] if pass_ is Pass.FORWARD else [])
+    assert served(RMS) == [Op.RMSNORM, Op.ADD_RMSNORM]
+    assert served(LAYER) == [Op.LAYERNORM, Op.ADD_LAYERNORM]
+    assert served("rmsnorm=mine:fast") == [Op.RMSNORM]
+    assert served("add-layernorm=mine:fast") == [Op.ADD_LAYERNORM]
 
 
 def test_spins_are_not_judged_and_everything_else_is() -> None:

@@ -1,5 +1,6 @@
 """A user's own function: how it is called, and what is said where there is none."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from norm_fusion.backends import prepare
 from norm_fusion.backends.builtin import Operands, Unavailable
-from norm_fusion.spec import Op
+from norm_fusion.spec import Op, Pass
 
 CPU = torch.device("cpu")
 RMS = Operands(Op.RMSNORM, torch.ones(3), None, 1e-6)
@@ -57,3 +58,16 @@ def test_a_module_that_is_broken_raises_what_it_raises(module: Path, text: str) 
     (module / "users_broken.py").write_text(text)
     with pytest.raises((SyntaxError, ZeroDivisionError, ValueError)):
         prepare("users_broken:told", RMS, CPU)
+
+
+def test_a_residual_follows_the_input_and_gradients_are_autograds(module: Path) -> None:
+    (module / "users_sums.py").write_text(
+        "def told(x, residual, shape, weight, eps): return (x + residual) * weight, x + residual\n"
+    )
+    x = torch.arange(12.0).view(4, 3)
+    y, h = prepare("users_sums:told", replace(RMS, op=Op.ADD_RMSNORM), CPU).launch(x)
+    assert torch.equal(y, x[:2] + x[2:]) and torch.equal(y, h)
+    backward = replace(RMS, op=Op.ADD_RMSNORM, pass_=Pass.BACKWARD)
+    x = torch.ones(8, 3)
+    dx, dresidual, dw = prepare("add-rmsnorm=users_sums:told", backward, CPU).launch(x)
+    assert (dx == 2).all() and (dresidual == 2).all() and (dw == 4).all()

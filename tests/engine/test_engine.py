@@ -268,7 +268,7 @@ def test_an_output_that_the_verifier_finds_wrong_is_wrong(
         "rows": [0],
         "operands": verifier.asked[0]["operands"],
         "x": "",
-        "y": "torch-eager",
+        "y": ["torch-eager"],
     }
 
 
@@ -291,10 +291,10 @@ def test_the_roof_and_known_spins_show_nothing(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("odd", "says"),
     [
-        ("shape=[1, 9]", "output has shape [1, 9] (a timed call)"),
-        ("dtype='float16'", "output has dtype float16 (a timed call)"),
-        ("type='list'", "output has type list (a timed call)"),
-        ("device='meta'", "output has device meta (a timed call)"),
+        ("shape=[1, 9]", "output has shape [1, 9], expected [1, 8] (a timed call)"),
+        ("dtype='float16'", "output has dtype float16, expected float32 (a timed call)"),
+        ("type='list'", "output is a list, expected a tensor (a timed call)"),
+        ("device='meta'", "output has device meta, expected cpu (a timed call)"),
     ],
 )
 def test_an_output_of_another_kind_is_wrong(

@@ -46,12 +46,12 @@ def at(case, profile):
 def kind(case, **odd):
     rows, cols = case.split("-")[1].split("x")
     made = dict(type="Tensor", shape=[int(rows), int(cols)], dtype=case.split("-")[2], device=environment["device"])
-    return made | odd
+    return [made | odd]
 
 def show(case, profile, **odd):
     ask("change", case=case, profile=profile)
     if ask("output", case=case, profile=profile, when="a timed call", input=0, kind=kind(case, **odd))["rows"]:
-        ask("rows", x="", y=profile)
+        ask("rows", x="", y=[profile])
 
 def bracket(case, profile, *ms, calls=40, timer="wall", clock=1.0):
     # Calls of so many ms, the last for ever: as often as they are asked for, which is returned. `clock`: the speed of

@@ -2,11 +2,11 @@
 
 import pytest
 
+from norm_fusion.backends import BOTH
 from norm_fusion.harness import findings
 from norm_fusion.harness.page import page, summary
 from norm_fusion.harness.trials import CHEATS, Trial, trials
 from norm_fusion.records import Call, Conclusions, HarnessCheck, HarnessReport, Label, Record, Status
-from norm_fusion.spec import Op
 
 CPU = {trial.name: trial for trial in trials("cpu", False)}
 
@@ -108,7 +108,7 @@ def test_what_breaks_may_not_take_others_along() -> None:
 def test_sixty_cases_and_both_operators(device: str) -> None:
     aa: Trial = next(iter(trials(device, False)))
     assert len(set(aa.cases)) == 60
-    assert {case.op for case in aa.cases} == set(Op)
+    assert {case.op for case in aa.cases} == set(BOTH)
     assert aa.processes == {"cuda": 5, "cpu": 10}[device]
 
 

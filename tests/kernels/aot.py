@@ -19,34 +19,61 @@ from pathlib import Path
 from typing import Any
 
 from norm_fusion.kernels.launch import Launch, pick_layer_norm, pick_rms_norm
+from norm_fusion.kernels.launch_backward import BackwardLaunch, Device, pick_backward
 
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4}
 PICK = {"rms_norm": pick_rms_norm, "layer_norm": pick_layer_norm}
+FP32 = ("saved_ptr", "means_ptr", "dw_ptr", "db_ptr", "dw_partial_ptr", "db_partial_ptr")
+DEVICES = {
+    80: Device(108, 163 * 1024),
+    86: Device(80, 99 * 1024),
+    90: Device(132, 227 * 1024),
+    100: Device(148, 227 * 1024),
+}
+STRIDED = ("x", "r", "z", "dy", "dh")
 
 
 @dataclass(frozen=True)
 class Job:
     """A kernel at one width, dtype and compute capability.
 
-    `vectors`: with weight and bias. `aligned`: every pointer a multiple of 16 bytes. `vec`: elements that divide a
-    row and its stride, None for what a contiguous tensor has. `launch`: None for the one that is picked.
+    `given`: what there is besides x and y: of w, b, r (residual), z (gate), s (statistics saved); None for weight and,
+    of LayerNorm, bias. `aligned`: every pointer a multiple of 16 bytes. `vec`: elements that divide a row and its
+    stride, None for what a contiguous tensor has. `uneven`: rows at three strides. `weight`: its dtype,
+    None for x's. `launch`: None for the one picked.
     """
 
     op: str
     cols: int
     dtype: str
     cc: int = 90
-    vectors: bool = True
+    given: str | None = None
     aligned: bool = True
     vec: int | None = None
+    uneven: bool = False
+    gate_first: bool = False
+    weight: str | None = None
     launch: Launch | None = None
 
     def __str__(self) -> str:
-        return f"{self.op}-{self.cols}-{self.dtype}-sm{self.cc}" + (f"-vec{self.vec}" if self.vec else "")
+        marks = (
+            [f"vec{self.vec}"] * bool(self.vec)
+            + [self.given or "bare"] * (self.given is not None)
+            + ["uneven"] * self.uneven
+        )
+        return "-".join([self.op, str(self.cols), self.dtype, f"sm{self.cc}", *marks])
+
+    @property
+    def letters(self) -> str:
+        return {"rms_norm": "w", "layer_norm": "wb"}[self.op] if self.given is None else self.given
 
     @property
     def itemsize(self) -> int:
         return ITEMSIZE[self.dtype]
+
+    @property
+    def module(self) -> str:
+        return self.op
 
     @property
     def launched(self) -> Launch:
@@ -57,30 +84,102 @@ class Job:
         return f"{self.op}_{'wide' if self.launched.wide else 'rows'}"
 
     @property
+    def pointers(self) -> set[str]:
+        """Those that are no None."""
+        present = {"x", "y", *self.letters.replace("s", "")}
+        if "r" in self.letters:
+            present.add("h")
+        if "s" in self.letters:
+            present.add("saved")
+        return {f"{name}_ptr" for name in present}
+
+    @property
     def constexprs(self) -> dict[str, Any]:
         """Every constant that some kernel takes, by name; each takes those that it names."""
         launch = self.launched
         return {
-            "COLS": self.cols,
-            "VEC": self.vec or math.gcd(16 // self.itemsize, self.cols),
-            "HAS_WEIGHT": self.vectors,
-            "HAS_BIAS": self.vectors,
+            **self._common,
+            "CAST": None,
+            "PRODUCT": None,
             "BLOCK_ROWS": launch.block_rows,
             "BODY": launch.body,
             "TAIL": launch.tail,
             "LEAN": launch.lean,
+        }
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        return {
+            "COLS": self.cols,
+            "VEC": self.vec or math.gcd(16 // self.itemsize, self.cols),
+            "HEADS": 1,
+            "CENTRED": self.op == "layer_norm",
+            "OFFSET": 0.0,
+            "GATE_FIRST": self.gate_first,
             "PDL": self.cc >= 90,
         }
 
     @property
     def options(self) -> dict[str, Any]:
         cap = {} if self.launched.maxnreg is None else {"maxnreg": self.launched.maxnreg}
-        pdl = {"launch_pdl": True} if self.cc >= 90 else {}
-        return {"num_warps": self.launched.num_warps, **cap, **pdl}
+        return {"num_warps": self.launched.num_warps, **cap, **self._pdl}
+
+    @property
+    def _pdl(self) -> dict[str, Any]:
+        return {"launch_pdl": True} if self.cc >= 90 else {}
 
     def to_dict(self) -> dict[str, Any]:
-        fields = ("op", "kernel", "dtype", "cc", "aligned", "constexprs", "options")
-        return {name: getattr(self, name) for name in fields}
+        fields = ("module", "kernel", "dtype", "weight", "cc", "aligned", "uneven", "constexprs", "options")
+        return {name: getattr(self, name) for name in fields} | {"pointers": sorted(self.pointers)}
+
+
+@dataclass(frozen=True)
+class BackwardJob(Job):
+    """A backward kernel of `op`, with dx and of `given` dw, db, dr and dh, dz."""
+
+    name: str = "norm_backward"
+
+    def __str__(self) -> str:
+        return f"{self.name}-{super().__str__()}"
+
+    @property
+    def module(self) -> str:
+        return "backward"
+
+    @property
+    def kernel(self) -> str:
+        return self.name
+
+    @property
+    def backward_launch(self) -> BackwardLaunch:
+        vectors = sum(name in self.letters for name in "wb")
+        weight = ITEMSIZE[self.weight or self.dtype] * ("w" in self.letters)
+        added, gated = "r" in self.letters, "z" in self.letters
+        return pick_backward(self.cols, self.itemsize, weight, vectors, added, gated, DEVICES[self.cc])
+
+    @property
+    def pointers(self) -> set[str]:
+        present = {"x", "dy", "dx", "saved"}
+        for letter, more in (("w", ("w", "dw")), ("b", ("db",)), ("r", ("dh",)), ("z", ("z", "dz"))):
+            present |= set(more) if letter in self.letters else set()
+        if self.name == "row_means" or self.backward_launch.body < self.cols:
+            present.add("means")
+        if self.name == "column_sums":
+            present = {name for vector in present & {"dw", "db"} for name in (vector, f"{vector}_partial")}
+        return {f"{name}_ptr" for name in present}
+
+    @property
+    def constexprs(self) -> dict[str, Any]:
+        launch = self.backward_launch
+        tile = {"BLOCK_ROWS": launch.block_rows, "BODY": launch.body, "LEAN": launch.lean}
+        tile["STAGES"] = launch.stages
+        if self.name == "column_sums":
+            tile = {"BLOCK_ROWS": launch.sum_rows, "BLOCK_COLS": launch.sum_cols}
+        return {**self._common, **tile}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": 4 if self.name == "column_sums" else self.backward_launch.num_warps, **self._pdl}
 
 
 def build(job: dict[str, Any]) -> dict[str, str]:
@@ -90,12 +189,18 @@ def build(job: dict[str, Any]) -> dict[str, str]:
     from triton.backends.nvidia import compiler as nvidia
     from triton.compiler import ASTSource
 
-    kernel = getattr(importlib.import_module(f"norm_fusion.kernels.{job['op']}"), job["kernel"])
+    kernel = getattr(importlib.import_module(f"norm_fusion.kernels.{job['module']}"), job["kernel"])
     names = kernel.arg_names
-    constexprs = {name: value for name, value in job["constexprs"].items() if name in names}
-    types = dict.fromkeys(constexprs, "constexpr")
-    types |= {name: f"*{job['dtype']}" for name in names if name.endswith("_ptr")}
-    types |= {"rows": "i32", "x_stride": "i32", "y_stride": "i32", "eps": "fp32"}
+    types = {"eps": "fp32", "rows": "i32", "partials": "i32", "n": "i32"}
+    types |= {name: "*fp32" if name in FP32 else f"*{job['dtype']}" for name in job["pointers"]}
+    if job["weight"] and "w_ptr" in types:
+        types["w_ptr"] = f"*{job['weight']}"
+    levels = ("stride", "middle", "outer") if job["uneven"] else ("stride",)
+    types |= {f"{name}_{level}": "i32" for name in STRIDED if f"{name}_ptr" in types for level in levels}
+    if job["uneven"]:
+        types |= {"inner": "i32", "middle": "i32"}
+    constexprs = {name: job["constexprs"].get(name) for name in names if name not in types}
+    types |= dict.fromkeys(constexprs, "constexpr")
     compiled = triton.compile(
         ASTSource(
             fn=kernel,
@@ -114,7 +219,8 @@ def build(job: dict[str, Any]) -> dict[str, str]:
         tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
         usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     ttir = re.sub(r"(?m)^#loc.*\n| loc\(.*$", "", compiled.asm["ttir"])  # without its debug locations
-    return {"usage": usage, "ttir": ttir, "ptx": compiled.asm["ptx"], "triton": triton.__version__}
+    shared = str(compiled.metadata.shared)
+    return {"usage": usage, "ttir": ttir, "ptx": compiled.asm["ptx"], "shared": shared, "triton": triton.__version__}
 
 
 def serve() -> None:

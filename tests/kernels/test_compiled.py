@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from aot import Job, ask
+from aot import DEVICES, BackwardJob, Job, ask
 
 from norm_fusion.kernels.launch import Launch
 
@@ -53,8 +54,26 @@ OTHER_GPUS = [
     Job(op, cols, dtype, cc) for cc in (80, 86, 100) for op in OPS for cols in SOME_WIDTHS for dtype in ("bf16", "fp32")
 ]
 # Without weight and bias every access is one of x or y.
-BARE = [Job(op, cols, dtype, vectors=False) for op in OPS for cols in SOME_WIDTHS for dtype in ("bf16", "fp32")]
+BARE = [Job(op, cols, dtype, given="") for op in OPS for cols in SOME_WIDTHS for dtype in ("bf16", "fp32")]
 EACH_KERNEL = [Job(op, cols, "fp16") for op in OPS for cols in (128, 2560, 65536, 131072)]
+
+BACKWARD_WIDTHS = (1, 33, 128, 256, 512, 1024, 2048, 4096, 5120, 8192, 16384, 65536)
+BACKWARDS = [
+    *[BackwardJob(op, cols, dtype) for op in OPS for cols in BACKWARD_WIDTHS for dtype in ("bf16", "fp32")],
+    *[BackwardJob(op, cols, "bf16", cc) for cc in (80, 86, 100) for op in OPS for cols in (128, 4096, 8192, 16384)],
+    *[BackwardJob(op, cols, "bf16", given="wbr") for op in OPS for cols in (128, 4096, 16384)],
+    *[BackwardJob(op, cols, "bf16", given="wr", weight="fp32") for op in OPS for cols in (4096, 16384)],
+    *[
+        BackwardJob("rms_norm", cols, dtype, given="wz")
+        for cols in (128, 512, 4096, 16384)
+        for dtype in ("bf16", "fp32")
+    ],
+    *[BackwardJob(op, 65536, dtype, name="row_means") for op in OPS for dtype in ("bf16", "fp32")],
+    *[BackwardJob(op, cols, "bf16", name="column_sums") for op in OPS for cols in (128, 4096, 65536)],
+]
+VARIANTS = [Job(op, cols, "bf16", given=g) for op in OPS for cols in (128, 4096, 5120, 16384) for g in ("wr", "wrs")]
+VARIANTS += [Job("rms_norm", cols, "bf16", given="wz") for cols in (128, 4096, 5120, 16384)]
+VARIANTS += [Job(op, cols, "bf16", given="wr", uneven=True) for op in OPS for cols in (128, 4096)]
 
 # The most bytes of stack that a thread takes, over all dtypes and GPUs below, by Triton's version. Wide rows fill the
 # registers, and what little spills was measured to cost less than more warps or a second reading; rows without a whole
@@ -63,10 +82,23 @@ KNOWN_SPILLS = {
     ("rms_norm", 1): {"3.6": 8, "3.7": 8, "3.9": 8},
     ("rms_norm", 7): {"3.6": 8, "3.7": 8, "3.9": 8},
     ("rms_norm", 33): {"3.6": 16, "3.7": 16, "3.9": 0},
+    ("rms_norm", 7168): {"3.6": 0, "3.7": 0, "3.9": 8},
+    ("rms_norm", 8192): {"3.6": 0, "3.7": 0, "3.9": 8},
     ("rms_norm", 65536): {"3.6": 40, "3.7": 40, "3.9": 288},
     ("rms_norm", 131072): {"3.6": 16, "3.7": 16, "3.9": 0},
+    ("layer_norm", 8192): {"3.6": 8, "3.7": 8, "3.9": 8},
+    ("layer_norm", 32768): {"3.6": 8, "3.7": 8, "3.9": 8},
     ("layer_norm", 16384): {"3.6": 0, "3.7": 16, "3.9": 16},
     ("layer_norm", 131072): {"3.6": 8, "3.7": 8, "3.9": 0},
+}
+
+# The same of the backward, by dtype. With db a row of 16,384 columns does not fit, and is still faster than two walks.
+BACKWARD_SPILLS = {
+    ("layer_norm", 16384, "bf16"): 128,
+    ("layer_norm", 16384, "fp32"): 640,
+    ("rms_norm", 16384, "bf16"): 16,
+    ("rms_norm", 1024, "fp32"): 16,
+    ("rms_norm", 2048, "fp32"): 16,
 }
 
 Compile = Callable[[Job], dict[str, str]]
@@ -131,6 +163,34 @@ def test_registers_do_not_spill(job: Job, compiled: Compile) -> None:
     assert stack <= allowed, f"{job.launched} spills {stack} bytes with Triton {answer['triton']}"
 
 
+@pytest.mark.parametrize("job", BACKWARDS, ids=str)
+def test_backwards_fit_registers_and_shared_memory(job: BackwardJob, compiled: Compile) -> None:
+    """What does not fit in shared memory fails at its first launch, in somebody's training run."""
+    answer = compiled(job)
+    assert int(answer["shared"]) <= DEVICES[job.cc].shared
+    stack = spilled(answer)
+    assert stack <= BACKWARD_SPILLS.get((job.op, job.cols, job.dtype), 0), f"{job.backward_launch} spills {stack} bytes"
+
+
+@pytest.mark.parametrize("job", VARIANTS, ids=str)
+def test_variants_do_not_spill(job: Job, compiled: Compile) -> None:
+    assert spilled(compiled(job)) == 0
+
+
+@pytest.mark.parametrize("job", [job for job in BACKWARDS if job.cc >= 90], ids=str)
+def test_backwards_read_nothing_before_the_predecessor_has_ended(job: Job, compiled: Compile) -> None:
+    before, _ = compiled(job)["ptx"].split("griddepcontrol.wait")
+    assert not accesses(before) and "cp.async" not in before
+
+
+@pytest.mark.parametrize(
+    "job", [j for j in BACKWARDS if j.name == "norm_backward" and j.backward_launch.stages > 2], ids=str
+)
+def test_the_next_rows_are_on_their_way_16_bytes_at_a_time(job: BackwardJob, compiled: Compile) -> None:
+    found = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], (0x\w+|\d+)", compiled(job)["ptx"])
+    assert found and 16 in {int(size, 0) for size in found}
+
+
 def test_a_spill_would_be_seen(compiled: Compile) -> None:
     """The control: 24 registers do not hold 32 elements a thread."""
     assert spilled(compiled(Job("layer_norm", 4096, "fp32", launch=Launch(1, 4096, 0, 4, maxnreg=24)))) > 0
@@ -171,9 +231,13 @@ def test_no_gpu_gets_an_instruction_that_it_lacks(job: Job, compiled: Compile) -
 @pytest.mark.parametrize("cols", [64, 1000, 5120, 131072])
 @pytest.mark.parametrize("vec", [1, 2, 4, 8])
 def test_no_access_is_wider_than_the_rows_are_aligned(op: str, cols: int, vec: int, compiled: Compile) -> None:
-    """Rows `vec` elements apart from a 16-byte boundary: a wider access there is a misaligned address on a GPU."""
-    answer = compiled(Job(op, cols, "fp16", vectors=False, vec=vec))
-    assert max(widths(answer, "ld") + widths(answer, "st")) == 2 * vec
+    """Rows `vec` elements apart from a 16-byte boundary: a wider access there is a misaligned address on a GPU.
+
+    The output's rows follow each other: what divides a row is what they are apart.
+    """
+    answer = compiled(Job(op, cols, "fp16", given="", vec=vec))
+    assert max(widths(answer, "ld")) == 2 * vec
+    assert 2 * vec <= max(widths(answer, "st")) <= 2 * math.gcd(8, cols)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -188,7 +252,7 @@ def test_row_offsets_are_64_bit(job: Job, compiled: Compile) -> None:
     lines = compiled(job)["ttir"].splitlines()
     program = [m[1] for line in lines if (m := re.search(r"(%\S+) = tt\.get_program_id", line))]
     assert len(program) == 1
-    for name in (*program, "%x_stride", "%y_stride"):
+    for name in (*program, "%x_stride"):
         uses = [line for line in lines if re.search(rf"[ (]{name}\b(?!:| =)", line)]
         assert uses and all("arith.extsi" in line and line.endswith("to i64") for line in uses), (name, uses)
 

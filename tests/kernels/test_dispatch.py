@@ -17,10 +17,27 @@ from triton.runtime.jit import create_function_from_signature
 
 from norm_fusion.kernels import dispatch
 from norm_fusion.kernels.dispatch import Dispatch
-from norm_fusion.kernels.launch import Launch
 from norm_fusion.kernels.rms_norm import rms_norm_rows
 
-CONSTANTS = (64, 8, True, 4, 64, 0, False)
+# x, residual, gate, weight, bias, y, h, rstd; of which a plain RMSNorm has three.
+CONSTANTS = (64, 8, 1, 0.0, None, None, False, 4, 64, 0, False)
+
+
+def operands(x: Tensor, w: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
+    return (x, None, None, w, None, y, None, None)
+
+
+def sizes(rows: int, stride: int) -> tuple[int | None, ...]:
+    return (rows, None, None, stride, *[None] * 8)
+
+
+CPU = torch.device("cpu")
+STREAM = 77
+
+
+@pytest.fixture(autouse=True)
+def stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "current_stream", lambda device: STREAM)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +54,7 @@ class Kernel:
     def __init__(self, facts: Callable[..., list[Any]]) -> None:
         self.facts, self.compiles, self.launches = facts, 0, 0
         self.grids: list[tuple[int, ...]] = []
+        self.addresses: list[tuple[int | None, ...]] = []
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         def compile_and_launch(*args: Any, **options: Any) -> Compiled:
@@ -48,8 +66,19 @@ class Kernel:
 
 
 class Compiled:
+    """Launched directly, or Triton's way, with the tensors themselves."""
+
+    function, packed_metadata = "function", "metadata"
+
     def __init__(self, kernel: Kernel, compiled_for: list[Any]) -> None:
         self.kernel, self.compiled_for = kernel, compiled_for
+
+    def run(self, *args: Any) -> None:
+        *grid, stream, function, metadata, _, _, _ = args[:9]
+        assert (stream, function, metadata) == (STREAM, "function", "metadata")
+        self.kernel.launches += 1
+        self.kernel.grids.append(tuple(grid))
+        self.kernel.addresses.append(args[9:17])
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*args: Any) -> None:
@@ -60,42 +89,63 @@ class Compiled:
         return launch
 
 
+@pytest.fixture
+def hooked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody watches Triton's launches."""
+    monkeypatch.setattr(dispatch, "_watched", lambda: True)
+
+
 def pointers(dtype: torch.dtype, aligned: tuple[bool, ...]) -> list[Tensor]:
     tensors = [torch.empty(32, dtype=dtype)[0 if whole else 1 :] for whole in aligned]
     assert [t.data_ptr() % 16 == 0 for t in tensors] == list(aligned)
     return tensors
 
 
-def test_a_kernel_is_used_only_for_arguments_it_was_compiled_for(facts: Callable[..., list[Any]]) -> None:
-    """Every mix of dtypes, alignments, strides and row counts past 32 bits, and an eps given as an integer."""
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_kernel_is_used_only_for_arguments_it_was_compiled_for(
+    dtype: torch.dtype, facts: Callable[..., list[Any]], hooked: None
+) -> None:
+    """Every mix of alignments, strides and row counts past 32 bits."""
     kernel = Kernel(facts)
-    dispatch = Dispatch(kernel, Launch(4, 64, 0, 4), CONSTANTS)
-    sizes = (1, 16, 2**31 - 1, 2**31)
+    dispatch = Dispatch(kernel, CONSTANTS, 4, None, CPU)
+    extents = (1, 16, 2**31 - 1, 2**31)
     calls = [
-        (pointers(dtype, aligned), (rows, stride, 8), eps)
-        for dtype in DTYPES
+        (1, operands(*pointers(dtype, aligned)), sizes(rows, stride), (eps,))
         for aligned in product((True, False), repeat=3)
-        for rows, stride in product(sizes, sizes)
-        for eps in (1, 1e-5, 0, 1.0)
+        for rows, stride in product(extents, extents)
+        for eps in (1e-5, 0.0, 1.0)
     ]
     for call in calls + calls[::-1]:
         dispatch(*call)
-    assert kernel.compiles == 3 * 2**3 * 2 * 2
+    assert kernel.compiles == 2**3 * 2 * 2
     assert kernel.compiles + kernel.launches == 2 * len(calls)
 
 
-def test_every_row_has_its_program_the_first_time_and_later(facts: Callable[..., list[Any]]) -> None:
+def test_where_nobody_watches_addresses_go_to_the_driver_directly(facts: Callable[..., list[Any]]) -> None:
     kernel = Kernel(facts)
-    dispatch = Dispatch(kernel, Launch(4, 64, 0, 4), CONSTANTS)
-    for rows in (1, 4, 5, 8, 9):
-        dispatch(pointers(torch.float16, (True, True, True)), (rows, 8, 8), 1e-5)
-    assert kernel.compiles == 1
-    assert kernel.grids == [(1, 1, 1), (1, 1, 1), (2, 1, 1), (2, 1, 1), (3, 1, 1)]
+    dispatch = Dispatch(kernel, CONSTANTS, 4, None, CPU)
+    given = operands(*pointers(torch.float16, (True, True, True)))
+    for _ in range(3):
+        dispatch(5, given, sizes(8, 8), (1e-5,))
+    assert (kernel.compiles, kernel.launches) == (1, 2)
+    assert set(kernel.grids) == {(5, 1, 1)}
+    assert set(kernel.addresses) == {tuple(None if t is None else t.data_ptr() for t in given)}
+
+
+def test_a_hook_on_launches_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not dispatch._watched()
+    triton.knobs.runtime.launch_exit_hook.add(print)
+    try:
+        assert dispatch._watched()
+    finally:
+        triton.knobs.runtime.launch_exit_hook.remove(print)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert dispatch._watched()
 
 
 @pytest.mark.parametrize("pdl", [False, True])
 def test_an_early_launch_and_the_wait_for_the_predecessor_go_together(
-    pdl: bool, monkeypatch: pytest.MonkeyPatch
+    pdl: bool, monkeypatch: pytest.MonkeyPatch, hooked: None
 ) -> None:
     """The one without the other reads what the predecessor has not written yet, or waits for nothing."""
     launched: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -109,12 +159,12 @@ def test_an_early_launch_and_the_wait_for_the_predecessor_go_together(
             return launch
 
     monkeypatch.setattr(dispatch, "launches_early", lambda device: pdl)
-    run = Dispatch(Recorder(), Launch(4, 64, 0, 4), CONSTANTS)
+    run = Dispatch(Recorder(), CONSTANTS, 4, None, CPU)
     for _ in range(2):
-        run(pointers(torch.float16, (True, True, True)), (8, 8, 8), 1e-5)
+        run(2, operands(*pointers(torch.float16, (True, True, True))), sizes(8, 8), (1e-5,))
     (first, options), (second, _) = launched
     assert options.get("launch_pdl", False) is pdl
-    assert first[-1] is pdl and second[3:] == first[3:]
+    assert first[-1] is pdl and second[8:] == first[8:]
 
 
 @pytest.mark.parametrize(("capability", "early"), [((8, 0), False), ((8, 9), False), ((9, 0), True), ((12, 0), True)])

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from norm_fusion.backends import builtin
-from norm_fusion.backends.builtin import Launch, Operands, Prepared
+from norm_fusion.backends.builtin import Operands, Prepared
+from norm_fusion.backends.passes import Launch
 from norm_fusion.measure import verifier
 from norm_fusion.measure.case import CaseRun
 from norm_fusion.measure.correctness import Check
@@ -20,7 +21,7 @@ from norm_fusion.measure.examine import Examiner
 from norm_fusion.measure.inputs import draw_input, draw_operands
 from norm_fusion.measure.ring import Contestant, Ring
 from norm_fusion.records import Measurement
-from norm_fusion.spec import CONTROL, Case, Effort, Shard
+from norm_fusion.spec import CONTROL, Case, Effort, Shard, odd_kind
 
 CPU = torch.device("cpu")
 CASE = Case.parse("rmsnorm-64x256-float32")
@@ -54,8 +55,7 @@ class FakeParent:
             return {"seed": self.changed}
         if event == "output":
             case = Case.parse(data["case"])
-            kind = {"type": "Tensor", "shape": [case.rows, case.cols], "dtype": case.dtype, "device": "cpu"}
-            rows = list(range(case.rows)) if data["kind"] == kind else []
+            rows = list(range(case.rows)) if odd_kind(data["kind"], case, "cpu") is None else []
             self.asked = data | {"rows": rows, "seed": self.seed + 1 + data["input"], "change": self.changed}
             return {"rows": rows}
         if event == "bracket-end":

@@ -10,13 +10,16 @@ from contest import CASE, CPU, EFFORT, FakeParent, install, measure, norm
 
 from norm_fusion import backends
 from norm_fusion.backends import saboteurs
-from norm_fusion.backends.builtin import Launch, Operands, Prepared, Unavailable
+from norm_fusion.backends.builtin import Operands, Prepared, Unavailable
+from norm_fusion.backends.passes import Launch
+from norm_fusion.kernels.dispatch import Dispatch
 from norm_fusion.measure import case as case_module
 from norm_fusion.measure import environment
 from norm_fusion.measure.case import CaseRun
 from norm_fusion.measure.clocks import tampered
 from norm_fusion.metrics import percentile
 from norm_fusion.records import Code, Measurement, Status
+from norm_fusion.runs.derive import records_of
 from norm_fusion.spec import CONTROL, ROOF, Case, Effort, Shard
 
 LONGER = Effort(rounds=10, block=5, warmup_s=0.0, settle_s=0.0)
@@ -160,6 +163,34 @@ def test_triton_on_a_cpu_is_checked_and_has_no_latency() -> None:
     assert "interpreter" in str(m.resolved_backend)
     assert m.max_rel_error is not None
     assert m.max_rel_error > 0, "it was compared with itself"
+
+
+@pytest.mark.parametrize("name", ["add-rmsnorm", "add-layernorm", "rmsnorm-backward", "add-layernorm-backward"])
+def test_sums_and_backwards_are_measured_like_the_others(name: str) -> None:
+    case = Case.parse(f"{name}-64x256-float32")
+    fused = "triton-fused-layernorm" if case.op.centred else "triton-fused-rmsnorm"
+    measured, parent = measure("torch-eager", "torch-native", "torch-compile", fused, case=case)
+    assert {name: m.status for name, m in measured.items()} == {
+        "torch-eager": Status.OK,
+        "torch-native": Status.OK,
+        "torch-compile": Status.OK,
+        fused: Status.CHECKED,
+        ROOF: Status.OK,
+    }
+    for profile in ("torch-eager", "torch-native", "torch-compile"):
+        assert [(s.timer, s.cache) for s in measured[profile].series] == [("wall", "cold")]
+        assert measured[profile].checked_rows == 64
+    assert len(parent.verdicts) == 6 and all(wrong is None for _, _, wrong in parent.verdicts)
+    (record, _), *_ = records_of(case, list(measured.values()), run_id="a", fingerprint="b", replicate=0)
+    assert (record.op, record.pass_, record.tolerance) == (case.op, case.pass_, case.tolerance)
+
+
+def test_kernels_whose_gradients_are_zeros_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Dispatch, "__call__", lambda *_: None)
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, getattr(torch, name.replace("empty", "zeros")))
+    m = measure("triton-fused-rmsnorm", case=Case.parse("rmsnorm-backward-64x256-float32"))[0]["triton-fused-rmsnorm"]
+    assert (m.status, m.code) == (Status.WRONG, Code.WRONG_OUTPUT)
 
 
 def test_the_first_process_compares_all_rows_and_the_others_a_sample() -> None:
@@ -500,13 +531,13 @@ def test_the_control_is_prepared_on_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     assert prepared == ["torch-eager", "torch-native", "torch-native"]
 
 
-def test_torch_compile_is_really_compiled_and_the_environment_as_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_compile_is_really_compiled_and_the_environment_as_it_was_told() -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config, "autotune_local_cache", True)
-    environment.tune_anew()
-    before = environment.describe(torch.device("cpu")).fingerprint
-    m = measure("torch-eager", "torch-compile")[0]["torch-compile"]
-    assert environment.describe(torch.device("cpu")).fingerprint == before, "what a worker says at its beginning"
+    with config.patch(autotune_local_cache=True):  # monkeypatch would leave the setting deleted
+        environment.tune_anew()
+        before = environment.describe(torch.device("cpu")).fingerprint
+        m = measure("torch-eager", "torch-compile")[0]["torch-compile"]
+        assert environment.describe(torch.device("cpu")).fingerprint == before, "what a worker says at its beginning"
     assert m.status is Status.OK
     assert "torch.compile" in str(m.resolved_backend)

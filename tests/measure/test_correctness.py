@@ -1,17 +1,22 @@
 """The check must reject what is wrong, and only that."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
+from oracle import right
 
 from norm_fusion.backends.builtin import prepare
 from norm_fusion.measure import correctness
-from norm_fusion.measure.correctness import check, kind_of, spread_rows
+from norm_fusion.measure.correctness import check, kind_of, outputs_of, spread_rows
 from norm_fusion.measure.inputs import draw_input, draw_operands
 from norm_fusion.records import Code
 from norm_fusion.reference import reference
-from norm_fusion.spec import ITEMSIZE, Case, Op
+from norm_fusion.spec import ITEMSIZE, Case, Op, Pass
 
 CPU = torch.device("cpu")
+ALONE = (Op.RMSNORM, Op.LAYERNORM)
 
 
 def case(op: Op = Op.RMSNORM, dtype: str = "float16", rows: int = 33, cols: int = 130) -> Case:
@@ -26,8 +31,9 @@ def exact(c: Case) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("op", list(Op))
 @pytest.mark.parametrize("dtype", list(ITEMSIZE))
 @pytest.mark.parametrize("profile", ["torch-eager", "torch-native"])
-def test_pytorchs_own_operators_hold(op: Op, dtype: str, profile: str) -> None:
-    c = case(op, dtype)
+@pytest.mark.parametrize("pass_", list(Pass))
+def test_pytorchs_own_operators_hold(op: Op, dtype: str, profile: str, pass_: Pass) -> None:
+    c = replace(case(op, dtype), pass_=pass_)
     x, p = draw_input(c, CPU, 1), draw_operands(c, CPU, 2)
     found = check(prepare(profile, p, CPU).launch(x), x, p, c)
     assert found.wrong is None
@@ -36,8 +42,48 @@ def test_pytorchs_own_operators_hold(op: Op, dtype: str, profile: str) -> None:
     assert 0 < found.max_rel_error <= c.tolerance
 
 
-@pytest.mark.parametrize("dtype", list(ITEMSIZE))
+ANY = [Case(op, 33, 130, dtype, pass_) for op in Op for dtype in ITEMSIZE for pass_ in Pass]
+
+
+@pytest.mark.parametrize("c", ANY, ids=lambda c: c.name)
+def test_autograd_through_the_reference_holds_and_each_output_is_looked_at(c: Case) -> None:
+    x, p = draw_input(c, CPU, 1), draw_operands(c, CPU, 2)
+    found = check(right(c, x, p), x, p, c)
+    assert found.wrong is None and found.max_rel_error is not None
+    assert found.max_rel_error < c.tolerance / 4
+    for i, name in enumerate(c.output_names):
+        for spoil in (lambda y: y.mul_(1.04), lambda y: y.copy_(y.roll(1, -1)), lambda y: y[..., 7].fill_(math.nan)):
+            outputs = outputs_of(right(c, x, p), c)
+            spoil(outputs[i])
+            spoiled = check(outputs if len(outputs) > 1 else outputs[0], x, p, c)
+            assert spoiled.code is Code.WRONG_OUTPUT, name
+
+
 @pytest.mark.parametrize("op", list(Op))
+def test_a_gradient_that_misses_one_row_is_found_in_some_columns(op: Op) -> None:
+    """Where only a sample of rows is compared, parameters' gradients are of all of them still."""
+    c = replace(case(op, "float32"), pass_=Pass.BACKWARD)
+    x, p = draw_input(c, CPU, 1), draw_operands(c, CPU, 2)
+    outputs, rows = right(c, x, p), torch.tensor([0, 20, 32])
+    assert check(outputs, x, p, c, rows).wrong is None
+    without = draw_input(c, CPU, 1)
+    without[c.rows * (len(c.parts) - 1 - op.added) + 7] = 0
+    short = right(c, without, p)
+    assert check((*outputs[: -op.parameters], *short[-op.parameters :]), x, p, c, rows).code is Code.WRONG_OUTPUT
+
+
+def test_an_output_too_few_or_too_many_is_rejected() -> None:
+    c = replace(case(), pass_=Pass.BACKWARD)
+    x, p = draw_input(c, CPU, 1), draw_operands(c, CPU, 2)
+    dx, dw = right(c, x, p)
+    for wrong in ((dx,), (dx, dw, dw), dx):
+        found = check(wrong, x, p, c)
+        assert found.code is Code.WRONG_KIND and "outputs, expected 2" in str(found.wrong)
+    assert "output dw has shape [33, 130], expected [130]" in str(check((dx, dx), x, p, c).wrong)
+
+
+@pytest.mark.parametrize("dtype", list(ITEMSIZE))
+@pytest.mark.parametrize("op", ALONE)
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -58,7 +104,7 @@ def test_a_wrong_output_is_rejected(op: Op, dtype: str, spoil: object) -> None:
     assert check(y, x, draw_operands(c, CPU, 2), c).wrong is not None
 
 
-@pytest.mark.parametrize("op", list(Op))
+@pytest.mark.parametrize("op", ALONE)
 def test_a_missing_weight_or_bias_is_rejected(op: Op) -> None:
     c = case(op, "bfloat16")
     x, p = draw_input(c, CPU, 1), draw_operands(c, CPU, 2)
@@ -91,7 +137,7 @@ def test_a_mean_far_above_the_spread_is_not_the_kernels_fault() -> None:
     ("output", "says"),
     [
         (lambda y: None, "output is a NoneType"),
-        (lambda y: y.float(), "dtype torch.float32, expected torch.float16"),
+        (lambda y: y.float(), "dtype float32, expected float16"),
         (lambda y: y[:-1], "shape"),
         (lambda y: y.to("meta"), "device meta, expected cpu"),
     ],
@@ -149,5 +195,7 @@ def test_what_is_of_the_wrong_kind_has_that_code_and_no_error() -> None:
 
 def test_a_kind_is_told_as_json() -> None:
     y = torch.zeros(3, 4, dtype=torch.bfloat16)
-    assert kind_of(y) == {"type": "Tensor", "shape": [3, 4], "dtype": "bfloat16", "device": "cpu"}
-    assert kind_of([y]) == {"type": "list", "shape": [], "dtype": "", "device": ""}
+    tensor = {"type": "Tensor", "shape": [3, 4], "dtype": "bfloat16", "device": "cpu"}
+    assert kind_of(y, case()) == [tensor]
+    assert kind_of([y], case()) == [{"type": "list", "shape": [], "dtype": "", "device": ""}]
+    assert kind_of([y, y], case(Op.ADD_RMSNORM)) == [tensor] * 2

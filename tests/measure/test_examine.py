@@ -17,7 +17,7 @@ from norm_fusion.measure.examine import Examiner
 from norm_fusion.measure.inputs import draw_input, draw_operands
 from norm_fusion.measure.ring import Contestant, Lost
 from norm_fusion.records import Code
-from norm_fusion.spec import ITEMSIZE, Case, Effort, Op
+from norm_fusion.spec import ITEMSIZE, Case, Effort, Op, Pass
 
 Launch = Callable[[torch.Tensor], Any]
 # Calls on one input before timing: two on poisoned memory after one each that compiles, and one read at once.
@@ -297,9 +297,15 @@ def test_a_replaced_clock_is_put_back_at_once() -> None:
 @pytest.mark.parametrize("op", list(Op))
 @pytest.mark.parametrize("dtype", list(ITEMSIZE))
 @pytest.mark.parametrize("profile", ["torch-eager", "torch-native"])
-def test_who_is_honest_passes_everything(op: Op, dtype: str, profile: str) -> None:
-    table = Table(Case(op, 300, 130, dtype))
-    assert whole_life(table, prepare(profile, table.operands, CPU).launch) == []
+@pytest.mark.parametrize("pass_", list(Pass))
+def test_who_is_honest_passes_everything(op: Op, dtype: str, profile: str, pass_: Pass) -> None:
+    with torch.inference_mode(False), torch.no_grad():
+        table = Table(Case(op, 300, 130, dtype, pass_))
+        found = whole_life(table, prepare(profile, table.operands, CPU).launch)
+    if pass_ is Pass.BACKWARD and op.centred and profile == "torch-native" and dtype != "float32":
+        assert found, "PyTorch's LayerNorm backward sums dw and db in 16 bits on a CPU"
+        return
+    assert found == []
     assert [when for _, _, when in table.found] == [
         *["before timing"] * 2,
         "read at once, in stream order",
@@ -471,12 +477,8 @@ def test_what_is_of_the_wrong_kind_is_told_and_not_sent() -> None:
     table = Table()
     table.examiner.show("it", 0, torch.ones(64, 256).half(), "a timed call")
     assert [event for event, _ in table.parent.sent] == ["output"]
-    assert table.parent.sent[0][1]["kind"] == {
-        "type": "Tensor",
-        "shape": [64, 256],
-        "dtype": "float16",
-        "device": "cpu",
-    }
+    kind = {"type": "Tensor", "shape": [64, 256], "dtype": "float16", "device": "cpu"}
+    assert table.parent.sent[0][1]["kind"] == [kind]
 
 
 def test_the_breadcrumb_names_who_is_called() -> None:

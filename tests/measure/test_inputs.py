@@ -7,8 +7,17 @@ import torch
 from contest import CPU, bits
 
 from norm_fusion.measure import inputs
-from norm_fusion.measure.inputs import EPS, MEAN, OUTLIER_EVERY, OUTLIER_TIMES, draw_input, draw_operands
-from norm_fusion.spec import ITEMSIZE, Case, Op
+from norm_fusion.measure.inputs import (
+    EPS,
+    MEAN,
+    OUTLIER_EVERY,
+    OUTLIER_TIMES,
+    activation_rows,
+    draw_input,
+    draw_operands,
+    rows_of_parts,
+)
+from norm_fusion.spec import ITEMSIZE, Case, Op, Pass
 
 
 def case(rows: int = 64, cols: int = 256, dtype: str = "float32", op: Op = Op.RMSNORM) -> Case:
@@ -125,12 +134,12 @@ def test_everything_is_finite(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", list(ITEMSIZE))
 def test_parameters_are_random_and_never_ones(op: Op, dtype: str) -> None:
     p = draw_operands(case(1, 4096, dtype, op), CPU, 3)
-    assert (p.op, p.eps, p.shape) == (op, EPS[op], (4096,))
+    assert (p.op, p.eps, p.shape) == (op, EPS[op.centred], (4096,))
     assert p.weight.dtype is getattr(torch, dtype)
     assert (p.weight == 1).double().mean() < 0.01
     assert p.weight.double().mean().item() == pytest.approx(1, abs=0.1)
     assert p.weight.double().std().item() == pytest.approx(1, abs=0.1)
-    if op is Op.RMSNORM:
+    if not op.centred:
         assert p.bias is None
     else:
         assert p.bias is not None
@@ -155,3 +164,27 @@ def test_the_hash_is_a_bijection_of_32_bits() -> None:
         for _ in range(2):
             z = ((z >> 16) ^ z) * 0x45D9F3B & 0xFFFFFFFF
         assert int(inputs._mix(torch.tensor(value))) == (z >> 16) ^ z
+
+
+@pytest.mark.parametrize("op", list(Op))
+@pytest.mark.parametrize("dtype", list(ITEMSIZE))
+def test_what_comes_in_backward_is_small_and_alone_changes(op: Op, dtype: str) -> None:
+    c = Case(op, 64, 256, dtype, Pass.BACKWARD)
+    x, changed = draw_input(c, CPU, 3), draw_input(c, CPU, 3, change=5)
+    activations = activation_rows(c)
+    assert (len(x), activations) == ((256, 128) if op.added else (128, 64))
+    assert torch.equal(x[:64], draw_input(Case(op, 64, 256, dtype), CPU, 3)[:64]), "activations are as ever"
+    sizes = [float(part.double().square().mean().sqrt()) for part in (x[:activations], x[activations:])]
+    assert sizes[0] / sizes[1] == pytest.approx(64, rel=0.2)
+    assert torch.equal(x[:activations], changed[:activations])
+    assert ((x != changed).sum(-1)[activations:] == 1).all()
+    more = changed.double().square().mean(-1) - x.double().square().mean(-1)
+    assert (more[activations:] >= 3.9 / 64**2).all()
+
+
+def test_rows_of_parts_are_the_same_rows_of_each() -> None:
+    c = Case(Op.ADD_RMSNORM, 64, 256, "float32", Pass.BACKWARD)
+    x = draw_input(c, CPU, 3)
+    rows = torch.tensor([5, 0])
+    assert torch.equal(x[rows_of_parts(c, rows)].view(4, 2, 256), x.view(4, 64, 256)[:, rows])
+    assert torch.equal(draw_input(c, CPU, 3, rows_of_parts(c, rows)), x[rows_of_parts(c, rows)])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from chromium import executable
-from examples import CPU, GPU, cpu_measurements, gpu_measurements, manifest, stored
-from examples import five as made_of_five
+from example_runs import CPU, GPU, cpu_measurements, gpu_measurements, manifest, stored
+from example_runs import five as made_of_five
 from playwright.sync_api import Browser, sync_playwright
 
 from norm_fusion.report import page

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from chromium import executable
-from examples import CPU, GPU, PROFILES, gpu_measurements, manifest, stored
+from example_runs import CPU, GPU, PROFILES, gpu_measurements, manifest, stored
 from playwright.sync_api import Browser
 from reading import HOSTILE, NAMED, PHONE, WORDS, Reader, drawn, opened, plot, texts
 

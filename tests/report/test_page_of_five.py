@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from examples import LABELS, MINE, WRONG
+from example_runs import LABELS, MINE, WRONG
 from playwright.sync_api import Browser, Page
 from reading import HOSTILE, drawn, opened, plot, texts
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from examples import LABELS, MINE, THROTTLED, WRONG
+from example_runs import LABELS, MINE, THROTTLED, WRONG
 from rich.console import Console
 
 from norm_fusion import metrics

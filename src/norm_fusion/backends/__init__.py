@@ -13,14 +13,17 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from norm_fusion.spec import BASELINE, BASELINE_OF, Op, Profile, SpecError
+from norm_fusion.spec import BASELINE, BASELINE_OF, Op, Pass, Profile, SpecError
 
 if TYPE_CHECKING:
     import torch
 
     from norm_fusion.backends.builtin import Operands, Prepared
 
+EVERY = tuple(Op)
+# What the harness's own know, forward.
 BOTH = (Op.RMSNORM, Op.LAYERNORM)
+RMS, LAYER = (Op.RMSNORM, Op.ADD_RMSNORM), (Op.LAYERNORM, Op.ADD_LAYERNORM)
 
 # Libraries by others that are measured beside ours, or that change what PyTorch's own operator is: with both of CUTE
 # installed, torch 2.13 and later put a QuACK kernel in its place.
@@ -32,12 +35,12 @@ SPIN_US = (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 SPIN_RATIOS = ("1.00", "1.02", "1.05", "1.50")
 
 PROFILES: tuple[Profile, ...] = (
-    Profile("torch-eager", "torch", BOTH, "unfused PyTorch composition in fp32, as Hugging Face's Llama writes it"),
-    Profile("torch-native", "torch", BOTH, "torch.nn.functional.rms_norm / layer_norm"),
-    Profile("torch-compile", "torch", BOTH, "the native call compiled with torch.compile, static shapes"),
-    Profile("torch-compile-max", "torch", BOTH, "the same, mode max-autotune-no-cudagraphs"),
-    Profile("triton-fused-rmsnorm", "triton", (Op.RMSNORM,), "norm_fusion.rms_norm: one fused Triton kernel"),
-    Profile("triton-fused-layernorm", "triton", (Op.LAYERNORM,), "norm_fusion.layer_norm: one fused Triton kernel"),
+    Profile("torch-eager", "torch", EVERY, "unfused PyTorch composition in fp32, as Hugging Face's Llama writes it"),
+    Profile("torch-native", "torch", EVERY, "torch.nn.functional.rms_norm / layer_norm"),
+    Profile("torch-compile", "torch", EVERY, "the native call compiled with torch.compile, static shapes"),
+    Profile("torch-compile-max", "torch", EVERY, "the same, mode max-autotune-no-cudagraphs"),
+    Profile("triton-fused-rmsnorm", "triton", RMS, "norm_fusion.rms_norm: one fused Triton kernel"),
+    Profile("triton-fused-layernorm", "triton", LAYER, "norm_fusion.layer_norm: one fused Triton kernel"),
     # The harness's own, never part of "all": what they do is in known.py.
     Profile("known-norm", "check", BOTH, "one kernel"),
     Profile("known-norm-again", "check", BOTH, "the same kernel under another name"),
@@ -107,12 +110,12 @@ def is_users(name: str) -> bool:
     return USERS.fullmatch(name) is not None
 
 
-def serves(name: str, op: Op) -> bool:
-    """Does this profile implement this operator?"""
+def serves(name: str, op: Op, pass_: Pass = Pass.FORWARD) -> bool:
+    """Does this profile implement this operator, this way through it?"""
     users = USERS.fullmatch(name)
     if users is not None:
         return users["op"] is None or users["op"] == op
-    return op in BY_NAME[name].ops
+    return op in BY_NAME[name].ops and (pass_ is Pass.FORWARD or BY_NAME[name].family != "check")
 
 
 def judged(name: str) -> bool:

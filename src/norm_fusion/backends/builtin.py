@@ -1,4 +1,4 @@
-"""PyTorch's own implementations and our Triton kernels, each prepared as a function of the input alone."""
+"""PyTorch's own implementations and our Triton kernels, as functions of the activations."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from norm_fusion.functional import layer_norm, rms_norm
-from norm_fusion.spec import Op
-
-Launch = Callable[[Tensor], Tensor]
+from norm_fusion.backends.passes import Forward, Launch, differentiable, through
+from norm_fusion.functional import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from norm_fusion.spec import Op, Pass
 
 
 class Unavailable(Exception):
@@ -27,12 +27,13 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Operands:
-    """What every contestant of a case is given besides x: the parameters, shape (cols,), and eps."""
+    """What every contestant of a case is given besides its input: the parameters, shape (cols,), and eps."""
 
     op: Op
     weight: Tensor
     bias: Tensor | None
     eps: float
+    pass_: Pass = Pass.FORWARD
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,16 +60,19 @@ def prepare(profile: str, operands: Operands, device: torch.device) -> Prepared:
     Raises:
         Unavailable: something that the profile needs is missing on this machine.
     """
+    operands = differentiable(operands)
     if profile == "torch-eager":
-        return Prepared(_eager(operands), "torch composition")
+        return Prepared(through(_eager(operands), operands), "torch composition")
     if profile == "torch-native":
-        name = "rms_norm" if operands.op is Op.RMSNORM else "layer_norm"
-        return Prepared(_native(operands), f"torch.nn.functional.{name}")
+        name = "layer_norm" if operands.op.centred else "rms_norm"
+        return Prepared(through(_native(operands), operands), f"torch.nn.functional.{name}")
     if profile == "torch-compile":
-        return Prepared(_compiled(operands, device, mode=None), "torch.compile(dynamic=False)")
+        forward = _compiled(operands, device, mode=None)
+        return Prepared(through(forward, operands), "torch.compile(dynamic=False)")
     if profile == "torch-compile-max":
         mode = "max-autotune-no-cudagraphs"
-        return Prepared(_compiled(operands, device, mode), f"torch.compile(dynamic=False, mode={mode!r})")
+        forward = _compiled(operands, device, mode)
+        return Prepared(through(forward, operands), f"torch.compile(dynamic=False, mode={mode!r})")
     return _fused(operands, device)
 
 
@@ -81,7 +85,7 @@ def missing_program(error: BaseException | None) -> str | None:
     return None
 
 
-def _eager(p: Operands) -> Launch:
+def _eager(p: Operands) -> Forward:
     def rmsnorm(x: Tensor) -> Tensor:
         h = x.float()
         return p.weight * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + p.eps)).to(x.dtype)
@@ -92,13 +96,25 @@ def _eager(p: Operands) -> Launch:
         y = p.weight * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + p.eps)).to(x.dtype)
         return y if p.bias is None else y + p.bias
 
-    return rmsnorm if p.op is Op.RMSNORM else layernorm
+    return _after_adding(layernorm if p.op.centred else rmsnorm, p)
 
 
-def _native(p: Operands) -> Launch:
-    if p.op is Op.RMSNORM:
-        return lambda x: F.rms_norm(x, p.shape, p.weight, p.eps)
-    return lambda x: F.layer_norm(x, p.shape, p.weight, p.bias, p.eps)
+def _native(p: Operands) -> Forward:
+    if p.op.centred:
+        return _after_adding(lambda x: F.layer_norm(x, p.shape, p.weight, p.bias, p.eps), p)
+    return _after_adding(lambda x: F.rms_norm(x, p.shape, p.weight, p.eps), p)
+
+
+def _after_adding(norm: Callable[[Tensor], Tensor], p: Operands) -> Forward:
+    """The norm, where the operator has a residual of its sum with that, which is returned too."""
+    if not p.op.added:
+        return norm
+
+    def added(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        h = x + residual
+        return norm(h), h
+
+    return added
 
 
 def _require(what: str, language: str, variable: str, names: Sequence[str]) -> None:
@@ -110,17 +126,41 @@ def _require(what: str, language: str, variable: str, names: Sequence[str]) -> N
         )
 
 
-def _compiled(p: Operands, device: torch.device, mode: str | None) -> Launch:
+def _compiled(p: Operands, device: torch.device, mode: str | None) -> Forward:
     if device.type == "cpu":
         _require("torch.compile", "C++", "CXX", ("g++", "clang++"))
     else:
         _require("torch.compile", "C", "CC", ("gcc", "clang"))
-    # Bound as arguments, not closed over: what is compiled is the native call and nothing else.
-    if p.op is Op.RMSNORM:
-        rms = torch.compile(F.rms_norm, dynamic=False, mode=mode, fullgraph=True)
-        return lambda x: rms(x, p.shape, p.weight, p.eps)
-    layer = torch.compile(F.layer_norm, dynamic=False, mode=mode, fullgraph=True)
-    return lambda x: layer(x, p.shape, p.weight, p.bias, p.eps)
+    # Bound as arguments, not closed over: what is compiled is the native call, and the addition, and nothing else.
+    functions: dict[Op, Callable[..., Any]] = {
+        Op.RMSNORM: F.rms_norm,
+        Op.LAYERNORM: F.layer_norm,
+        Op.ADD_RMSNORM: _add_then_rms_norm,
+        Op.ADD_LAYERNORM: _add_then_layer_norm,
+    }
+    compiled: Callable[..., Any] = torch.compile(functions[p.op], dynamic=False, mode=mode, fullgraph=True)
+    return bound(compiled, p)
+
+
+def _add_then_rms_norm(
+    x: Tensor, residual: Tensor, shape: Sequence[int], weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    h = x + residual
+    return F.rms_norm(h, shape, weight, eps), h
+
+
+def _add_then_layer_norm(
+    x: Tensor, residual: Tensor, shape: Sequence[int], weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    h = x + residual
+    return F.layer_norm(h, shape, weight, bias, eps), h
+
+
+def bound(function: Callable[..., Any], p: Operands) -> Forward:
+    """A function of torch.nn.functional's arguments, after the activations, as one of the activations."""
+    if p.op.centred:
+        return lambda *x: function(*x, p.shape, p.weight, p.bias, p.eps)
+    return lambda *x: function(*x, p.shape, p.weight, p.eps)
 
 
 def _fused(p: Operands, device: torch.device) -> Prepared:
@@ -132,7 +172,11 @@ def _fused(p: Operands, device: torch.device) -> Prepared:
     if not interpreted:
         _require("Triton's launcher", "C", "CC", ("gcc", "clang"))
     where = "interpreter" if interpreted else "compiled"
-    resolved = f"triton {triton.__version__} {where}"
-    if p.op is Op.RMSNORM:
-        return Prepared(lambda x: rms_norm(x, p.shape, p.weight, p.eps), resolved, timed=not interpreted)
-    return Prepared(lambda x: layer_norm(x, p.shape, p.weight, p.bias, p.eps), resolved, timed=not interpreted)
+    functions: dict[Op, Callable[..., Any]] = {
+        Op.RMSNORM: rms_norm,
+        Op.LAYERNORM: layer_norm,
+        Op.ADD_RMSNORM: add_rms_norm,
+        Op.ADD_LAYERNORM: add_layer_norm,
+    }
+    launch = through(bound(functions[p.op], p), p)
+    return Prepared(launch, f"triton {triton.__version__} {where}", timed=not interpreted)

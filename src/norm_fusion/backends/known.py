@@ -20,9 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from norm_fusion.backends.builtin import Launch, Operands, Prepared
+from norm_fusion.backends.builtin import Operands, Prepared
 from norm_fusion.functional import layer_norm, rms_norm
 from norm_fusion.spec import Op
+
+Launch = Callable[[Tensor], Tensor]
 
 # The spin behind a planted effect's kernel is there for both; its length hardly matters.
 BASE_SPIN_US = 3.0

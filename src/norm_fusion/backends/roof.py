@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from norm_fusion.backends.builtin import Launch
+from norm_fusion.backends.passes import Launch
 from norm_fusion.kernels.dispatch import launches_early
 
 # Elements a program of 4 warps: each the fastest on an H200, or within 1% of it, at some size; tiles of 512, and of
@@ -17,17 +17,17 @@ TILES = (1024, 2048)
 READS = ((1024, 4), (2048, 2), (1024, 8))
 
 
-def copies(inputs: list[Tensor]) -> Mapping[str, Launch]:
-    """The copies to choose from.
+def copies(inputs: list[Tensor], elements: int) -> Mapping[str, Launch]:
+    """The copies of so many elements of an input to choose from.
 
     On a GPU into ready outputs, taken in turn: PyTorch's copy and a Triton kernel in several tilings, launched early
     too (PDL), as the fused kernels are, where the GPU can. On a CPU one that allocates its output, as every contestant
     does: there the pages of a fresh output are a cost of the call.
     """
     if not inputs[0].is_cuda:
-        return {"Tensor.clone": Tensor.clone}
-    out = [torch.empty_like(x) for x in inputs]
-    found: dict[str, Launch] = {"Tensor.copy_": _in_turn(out, lambda x, y: y.copy_(x))}
+        return {"Tensor.clone": lambda x: x.view(-1)[:elements].clone()}
+    out = [x.new_empty(elements) for x in inputs]
+    found: dict[str, Launch] = {"Tensor.copy_": _in_turn(out, lambda x, y: y.copy_(x.view(-1)[:elements]))}
     for tile in TILES:
         for pdl in (False, True) if launches_early(inputs[0].device) else (False,):
             name = f"triton copy, tiles of {tile}{', launched early' if pdl else ''}"
@@ -51,7 +51,7 @@ def _copied(block: int, pdl: bool) -> Callable[[Tensor, Tensor], Tensor]:
     from norm_fusion.kernels.copy import copy_elements
 
     def copy(x: Tensor, y: Tensor) -> Tensor:
-        n = x.numel()
+        n = y.numel()
         copy_elements[(-(-n // block),)](x, y, n, block, pdl, num_warps=4, launch_pdl=pdl)
         return y
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from torch import Tensor
-
 from norm_fusion.backends import USERS
-from norm_fusion.backends.builtin import Operands, Prepared, Unavailable
-from norm_fusion.spec import Op
+from norm_fusion.backends.builtin import Operands, Prepared, Unavailable, bound
+from norm_fusion.backends.passes import differentiable, through
 
 
 def prepare(profile: str, p: Operands) -> Prepared:
     """The function, called as torch.nn.functional's: (x, shape, weight, eps), with bias before eps for LayerNorm.
 
+    Where a residual is added it comes after x, and the function returns the output and the sum. For a backward it is
+    autograd's of the function.
+
     Raises:
         Unavailable: there is no such module or function.
     """
+    p = differentiable(p)
     named = USERS.fullmatch(profile)
     assert named is not None
     try:
@@ -30,10 +32,4 @@ def prepare(profile: str, p: Operands) -> Prepared:
         reason = f"module {named['module']!r} has no {named['function']!r}"
         raise Unavailable(reason, "give a function's name after the colon")
 
-    def rmsnorm(x: Tensor) -> Tensor:
-        return function(x, p.shape, p.weight, p.eps)  # type: ignore[no-any-return]
-
-    def layernorm(x: Tensor) -> Tensor:
-        return function(x, p.shape, p.weight, p.bias, p.eps)  # type: ignore[no-any-return]
-
-    return Prepared(rmsnorm if p.op is Op.RMSNORM else layernorm, profile)
+    return Prepared(through(bound(function, p), p), profile)

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -36,15 +36,18 @@ from norm_fusion.cli.options import (
     unused_run_id,
     usage,
 )
-from norm_fusion.spec import DEFAULT_CASES, FEWEST, ITEMSIZE, MOST, Case, Op, SpecError, parse_shape
+from norm_fusion.spec import DEFAULT_CASES, FEWEST, ITEMSIZE, MOST, Case, Op, Pass, SpecError, parse_shape
 
 
 @bench.command(context_settings=SETTINGS, epilog=EXIT_CODES)
 def _benchmark(
     op: Annotated[
         list[str] | None,
-        typer.Option("--op", metavar="OP", help=f"{', '.join(Op)} or all; repeatable.  [default: all]"),
+        typer.Option("--op", metavar="OP", help=f"{', '.join(Op)} or all; repeatable.  [default: rmsnorm, layernorm]"),
     ] = None,
+    pass_: Annotated[
+        str, typer.Option("--pass", metavar="PASS", help="forward, backward (all gradients) or both.")
+    ] = "forward",
     rows: Annotated[list[str] | None, typer.Option("--rows", metavar="N", help="Number of rows; repeatable.")] = None,
     cols: Annotated[
         list[str] | None, typer.Option("--cols", metavar="N", help="Number of columns (hidden size); repeatable.")
@@ -74,17 +77,19 @@ def _benchmark(
 
     Measures fused Triton RMSNorm and LayerNorm against PyTorch (eager, native, compiled) and prints what it found.
     With no shape given: rmsnorm 512x1024, 2048x4096, 4096x4096 in float16 and layernorm 4096x4096 in float32.
-    Every combination of --rows, --cols, --dtype and --op is a case; the run is kept under runs/RUN_ID/.
+    Every combination of --rows, --cols, --dtype, --op and --pass is a case; the run is kept under runs/RUN_ID/.
+    add-rmsnorm and add-layernorm add a residual first, and return the sum too; backward is timed without its forward.
 
     \b
     Examples:
       benchmark-norms
       benchmark-norms --backend all --device cuda --rows 4096 --cols 4096 --dtype float16
       benchmark-norms --op rmsnorm --shape 4096x8192 --shape 16384x4096 --dtype bfloat16
+      benchmark-norms --op add-rmsnorm --pass both --shape 4096x4096 --dtype bfloat16
       benchmark-norms --quick --json | jq '.[] | {case, profile, timer, p50_ms}'
     """
     with usage("benchmark-norms"):
-        cases = _cases(_ops(op), rows or [], cols or [], shape or [], dtype or [])
+        cases = _cases(_ops(op), _passes(pass_), rows or [], cols or [], shape or [], dtype or [])
         profiles = _profiles(backend or ["all"], contestant or [], cases)
         _measure(
             title="Normalizations on this machine",
@@ -254,11 +259,17 @@ def _measure(
 
 def _ops(names: list[str] | None) -> tuple[Op, ...]:
     chosen: list[Op] = []
-    for name in names or ["all"]:
+    for name in names or [Op.RMSNORM, Op.LAYERNORM]:
         if name != "all" and name not in set(Op):
             raise SpecError(f"op {name!r} is unknown: choose from {', '.join(Op)}, all")
         chosen += list(Op) if name == "all" else [Op(name)]
     return tuple(dict.fromkeys(chosen))
+
+
+def _passes(name: str) -> tuple[Pass, ...]:
+    if name not in (*Pass, "both"):
+        raise SpecError(f"pass {name!r} is unknown: choose from {', '.join(Pass)}, both")
+    return tuple(Pass) if name == "both" else (Pass(name),)
 
 
 def _count(option: str, text: str) -> int:
@@ -274,21 +285,28 @@ def _profiles(named: Sequence[str], contestants: Sequence[str], cases: Sequence[
 
 
 def _cases(
-    ops: tuple[Op, ...], rows: list[str], cols: list[str], shapes: list[str], dtypes: list[str]
+    ops: tuple[Op, ...],
+    passes: tuple[Pass, ...],
+    rows: list[str],
+    cols: list[str],
+    shapes: list[str],
+    dtypes: list[str],
 ) -> tuple[Case, ...]:
-    """Every combination asked for; the seed's four cases where no shape is given."""
+    """Every combination asked for; the seed's four cases where no shape is given, with or without a residual."""
     if bool(rows) != bool(cols):
         given, missing = ("--rows", "--cols") if rows else ("--cols", "--rows")
         raise SpecError(f"{given} is given without {missing}: give both, or --shape ROWSxCOLS")
     sizes = [(_count("--rows", r), _count("--cols", c)) for r in rows for c in cols]
     sizes += [parse_shape(text) for text in shapes]
     if sizes:
-        made = [Case(op, r, c, dtype) for op in ops for r, c in sizes for dtype in dtypes or ["float16"]]
+        shaped = [Case(op, r, c, dtype) for op in ops for r, c in sizes for dtype in dtypes or ["float16"]]
     else:
-        made = [
-            Case(case.op, case.rows, case.cols, dtype)
+        shaped = [
+            Case(op, case.rows, case.cols, dtype)
+            for op in ops
             for case in DEFAULT_CASES
-            if case.op in ops
+            if case.op.centred == op.centred
             for dtype in dtypes or [case.dtype]
         ]
+    made = [replace(case, pass_=pass_) for pass_ in passes for case in shaped]
     return tuple(dict.fromkeys(made))

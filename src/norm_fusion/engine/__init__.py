@@ -335,7 +335,7 @@ class _Session:
         """A worker died: whoever is blamed is left out from now on; where it is not known, the case is given up."""
         # Between two cases nobody is to blame: the next one is given up all the same, so that this ends.
         lost = next((case for case in remaining if case.name == fate.case), remaining[0])
-        names = [name for name in shard.profiles if backends.serves(name, lost.op)]
+        names = [name for name in shard.profiles if backends.serves(name, lost.op, lost.pass_)]
         losses = self.absent.blamed(fate, lost, names, self.device)
         if losses:
             self.absent.leave_out(losses)

@@ -20,7 +20,7 @@ from norm_fusion.engine.processes import START_S, Fault, Verifier, Worker
 from norm_fusion.metrics import percentile
 from norm_fusion.records import Code, Event, Measurement, Series, Status
 from norm_fusion.runs.store import StoreError
-from norm_fusion.spec import ROOF, Case, Shard
+from norm_fusion.spec import ROOF, Case, Shard, odd_kind
 
 # After a request to stop, a worker may still be inside a compiler: it gets this long before it is killed.
 GRACE_S = 30
@@ -236,10 +236,9 @@ class Host:
         change = self.changes.pop((case.name, profile))  # shown once: the next output is of another input
         self.shown.add((case.name, profile))
         device = {"cuda": "cuda", "cpu": "cpu"}[self.device]
-        expected = {"type": "Tensor", "shape": [case.rows, case.cols], "dtype": case.dtype, "device": device}
-        if event["kind"] != expected:
-            odd = ", ".join(f"{k} {event['kind'].get(k)}" for k in expected if event["kind"].get(k) != expected[k])
-            self._found(case.name, profile, f"output has {odd} ({event['when']})", Code.WRONG_KIND)
+        odd = odd_kind(event["kind"], case, device)
+        if odd is not None:
+            self._found(case.name, profile, f"{odd} ({event['when']})", Code.WRONG_KIND)
             return []
         count = max(2, min(SHOWN_ROWS, SHOWN_BYTES * case.rows // case.input_bytes))
         rows = sorted(random.SystemRandom().sample(range(case.rows), min(count, case.rows)))

@@ -71,7 +71,9 @@ def _blank(lost: LeftOut, records: Sequence[Record], manifest: Manifest) -> list
         case = Case.parse(lost.case)
     except SpecError:
         return []  # no case of ours: the sentence is all that can be said
-    there = dict.fromkeys(r.profile for r in records if r.op == case.op and r.profile in manifest.profiles)
+    there = dict.fromkeys(
+        r.profile for r in records if (r.op, r.pass_) == (case.op, case.pass_) and r.profile in manifest.profiles
+    )
     profiles = [lost.profile] if lost.profile else there or manifest.profiles
     told = [Measurement(case=case.name, profile=profile, status=Status.FAILED) for profile in profiles]
     return [record for record, _ in records_of(case, told, run_id=manifest.run_id, fingerprint="", replicate=0)]

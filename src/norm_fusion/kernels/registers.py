@@ -24,6 +24,16 @@ def widen(x):
 
 
 @triton.jit
+def narrow(x, DTYPE: tl.constexpr):
+    """fp32 x rounded to the nearest of a dtype, ties to even: as a GPU does, and the interpreter not for bfloat16."""
+    if INTERPRETED and DTYPE == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return x.to(DTYPE)
+
+
+@triton.jit
 def anew(x):
     """x as values that the compiler takes for new ones: a 16-bit row stays in its 16 bits between two uses.
 

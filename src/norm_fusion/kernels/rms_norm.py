@@ -1,7 +1,9 @@
 """RMSNorm forward: y = x * rstd * w, rstd = 1 / sqrt(mean(x^2) + eps).
 
-Traffic, the least there is: reads x and w once, writes y once; w (one row) stays in L2. No statistic is stored.
-Arithmetic is fp32 whatever the input; the only rounding to the input's dtype is the store of y.
+Traffic, the least there is: reads x and w once, writes y once; w (one row) stays in L2; rstd (one fp32 a row) is
+written where a backward will want it. Arithmetic is fp32 whatever the input; the only rounding is the store of y.
+What else a row may have, each compiled in only where it is there (`rows`): a residual that is added first and whose
+sum is an output too, a gate before or after the norm, a bias, 1 added to the weight, a weight for each head.
 
 Three ways to hold a row, chosen by `launch.pick_rms_norm` from its width alone:
 
@@ -28,21 +30,45 @@ value crosses rows.
 import triton
 import triton.language as tl
 
-from norm_fusion.kernels.registers import anew, widen, zero_after
+from norm_fusion.kernels.registers import anew, narrow, widen, zero_after
+from norm_fusion.kernels.rows import finished, starts, taken, vectors
+
+SIZES = [
+    *("rows", "inner", "middle"),
+    *(f"{name}_{level}" for name in ("x", "r", "z") for level in ("stride", "middle", "outer")),
+]
 
 
-@triton.jit(do_not_specialize=["rows", "x_stride", "y_stride"])
+@triton.jit(do_not_specialize=SIZES)
 def rms_norm_rows(
     x_ptr,
+    r_ptr,
+    z_ptr,
     w_ptr,
+    b_ptr,
     y_ptr,
+    h_ptr,
+    saved_ptr,
     rows,
+    inner,
+    middle,
     x_stride,
-    y_stride,
+    x_middle,
+    x_outer,
+    r_stride,
+    r_middle,
+    r_outer,
+    z_stride,
+    z_middle,
+    z_outer,
     eps,
     COLS: tl.constexpr,
     VEC: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
+    HEADS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    CAST: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    GATE_FIRST: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BODY: tl.constexpr,
     TAIL: tl.constexpr,
@@ -51,69 +77,92 @@ def rms_norm_rows(
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     live = row < rows if BLOCK_ROWS > 1 else tl.full((1, 1), True, tl.int1)
-    x_row = x_ptr + row * x_stride * VEC
-    y_row = y_ptr + row * y_stride * VEC
+    x_at = starts(row, inner, middle, x_outer, x_middle, x_stride, VEC)
+    r_at = starts(row, inner, middle, r_outer, r_middle, r_stride, VEC)
+    z_at = starts(row, inner, middle, z_outer, z_middle, z_stride, VEC)
+    y_at = row * COLS
+    w_at = row % HEADS * COLS if HEADS > 1 else 0
     col = tl.arange(0, BODY)[None, :]
     in_row = col < COLS
     mask = live & in_row
     tail_col = BODY + tl.arange(0, TAIL if TAIL else 1)[None, :]
     in_tail = tail_col < COLS
     tail_mask = live & in_tail
+    last_z_ptr = None if GATE_FIRST else z_ptr  # the gate after the norm
     if PDL:
         tl.extra.cuda.gdc_wait()
 
-    x = tl.load(x_row + col, mask=mask, other=0.0)
+    x = taken(x_ptr, r_ptr, z_ptr, h_ptr, x_at, r_at, z_at, y_at, col, mask, GATE_FIRST)
     if TAIL:
-        tail = tl.load(x_row + tail_col, mask=tail_mask, other=0.0)
-    if HAS_WEIGHT and not LEAN:
-        w = tl.load(w_ptr + col, mask=in_row, other=0.0, eviction_policy="evict_last")
+        tail = taken(x_ptr, r_ptr, z_ptr, h_ptr, x_at, r_at, z_at, y_at, tail_col, tail_mask, GATE_FIRST)
+    if not LEAN:
+        w, b, z = vectors(w_ptr, b_ptr, last_z_ptr, w_at, z_at, col, in_row, mask)
         if TAIL:
-            tail_w = tl.load(w_ptr + tail_col, mask=in_tail, other=0.0, eviction_policy="evict_last")
+            tail_w, tail_b, tail_z = vectors(w_ptr, b_ptr, last_z_ptr, w_at, z_at, tail_col, in_tail, tail_mask)
 
     square_sum = tl.sum(widen(x) * widen(x), axis=1, keep_dims=True)
     if TAIL:
         square_sum += tl.sum(widen(tail) * widen(tail), axis=1, keep_dims=True)
     rstd = tl.rsqrt(square_sum / COLS + eps)
+    if saved_ptr is not None:
+        tl.store(saved_ptr + row, rstd, mask=live)
 
     if LEAN:
         x = anew(x)
+        w_at += zero_after(rstd)
+        z_at += zero_after(rstd)
+        w, b, z = vectors(w_ptr, b_ptr, last_z_ptr, w_at, z_at, col, in_row, mask)
         if TAIL:
             tail = anew(tail)
-        if HAS_WEIGHT:
-            w_row = w_ptr + zero_after(rstd)
-            w = tl.load(w_row + col, mask=in_row, other=0.0, eviction_policy="evict_last")
-            if TAIL:
-                tail_w = tl.load(w_row + tail_col, mask=in_tail, other=0.0, eviction_policy="evict_last")
+            tail_w, tail_b, tail_z = vectors(w_ptr, b_ptr, last_z_ptr, w_at, z_at, tail_col, in_tail, tail_mask)
 
-    y = widen(x) * rstd
-    if HAS_WEIGHT:
-        y *= widen(w)
-    tl.store(y_row + col, y.to(y_ptr.dtype.element_ty), mask=mask)
+    y = finished(widen(x) * rstd, w, b, z, w_ptr, b_ptr, last_z_ptr, OFFSET, CAST, PRODUCT)
+    tl.store(y_ptr + y_at + col, narrow(y, y_ptr.dtype.element_ty), mask=mask)
     if TAIL:
-        y = widen(tail) * rstd
-        if HAS_WEIGHT:
-            y *= widen(tail_w)
-        tl.store(y_row + tail_col, y.to(y_ptr.dtype.element_ty), mask=tail_mask)
+        y = finished(widen(tail) * rstd, tail_w, tail_b, tail_z, w_ptr, b_ptr, last_z_ptr, OFFSET, CAST, PRODUCT)
+        tl.store(y_ptr + y_at + tail_col, narrow(y, y_ptr.dtype.element_ty), mask=tail_mask)
 
 
-@triton.jit(do_not_specialize=["rows", "x_stride", "y_stride"])
+@triton.jit(do_not_specialize=SIZES)
 def rms_norm_wide(
     x_ptr,
+    r_ptr,
+    z_ptr,
     w_ptr,
+    b_ptr,
     y_ptr,
+    h_ptr,
+    saved_ptr,
     rows,
+    inner,
+    middle,
     x_stride,
-    y_stride,
+    x_middle,
+    x_outer,
+    r_stride,
+    r_middle,
+    r_outer,
+    z_stride,
+    z_middle,
+    z_outer,
     eps,
     COLS: tl.constexpr,
     VEC: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
+    HEADS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    CAST: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    GATE_FIRST: tl.constexpr,
     BODY: tl.constexpr,
     PDL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    x_row = x_ptr + row * x_stride * VEC
-    y_row = y_ptr + row * y_stride * VEC
+    x_at = starts(row, inner, middle, x_outer, x_middle, x_stride, VEC)
+    r_at = starts(row, inner, middle, r_outer, r_middle, r_stride, VEC)
+    z_at = starts(row, inner, middle, z_outer, z_middle, z_stride, VEC)
+    y_at = row * COLS
+    w_at = row % HEADS * COLS if HEADS > 1 else 0
+    last_z_ptr = None if GATE_FIRST else z_ptr
     # Counted in blocks, and in 64 bits where the last block ends past 2^31: a 32-bit column would wrap around.
     BLOCKS: tl.constexpr = (COLS + BODY - 1) // BODY
     lane = tl.arange(0, BODY).to(tl.int64) if BLOCKS * BODY > 2147483647 else tl.arange(0, BODY)
@@ -124,14 +173,21 @@ def rms_norm_wide(
     square_sum = tl.zeros((BODY,), tl.float32)
     for block in range(BLOCKS):
         col = block * BODY + lane
-        x = widen(tl.load(x_row + col, mask=col < COLS, other=0.0))
+        x = widen(taken(x_ptr, r_ptr, z_ptr, h_ptr, x_at, r_at, z_at, y_at, col, col < COLS, GATE_FIRST))
         square_sum += x * x
     rstd = tl.rsqrt(tl.sum(square_sum, axis=0) / COLS + eps)
+    if saved_ptr is not None:
+        tl.store(saved_ptr + row, rstd)
+    if r_ptr is not None:
+        tl.debug_barrier()  # h, just written, is read again
 
     for back in range(BLOCKS):
         col = (BLOCKS - 1 - back) * BODY + lane
         mask = col < COLS
-        y = widen(tl.load(x_row + col, mask=mask, other=0.0)) * rstd
-        if HAS_WEIGHT:
-            y *= widen(tl.load(w_ptr + col, mask=mask, other=0.0))
-        tl.store(y_row + col, y.to(y_ptr.dtype.element_ty), mask=mask)
+        if r_ptr is not None:
+            x = widen(tl.load(h_ptr + y_at + col, mask=mask, other=0.0))
+        else:
+            x = widen(taken(x_ptr, None, z_ptr, None, x_at, 0, z_at, 0, col, mask, GATE_FIRST))
+        w, b, z = vectors(w_ptr, b_ptr, last_z_ptr, w_at, z_at, col, mask, mask)
+        y = finished(x * rstd, w, b, z, w_ptr, b_ptr, last_z_ptr, OFFSET, CAST, PRODUCT)
+        tl.store(y_ptr + y_at + col, narrow(y, y_ptr.dtype.element_ty), mask=mask)

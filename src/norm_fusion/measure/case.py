@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from norm_fusion import backends
 from norm_fusion.backends import builtin, roof
+from norm_fusion.backends.passes import Launch, get_ready
 from norm_fusion.measure import graphs, timing
 from norm_fusion.measure.correctness import Check, check, spread_rows
 from norm_fusion.measure.environment import available_bytes
 from norm_fusion.measure.examine import Examiner, Wrong
-from norm_fusion.measure.inputs import draw_input, draw_operands
+from norm_fusion.measure.inputs import draw_input, draw_operands, rows_of_parts
 from norm_fusion.measure.parent import Parent
 from norm_fusion.measure.ring import PLACES_SHARE, Contestant, Interrupted, Lost, Ring, Stop, sets_in_rotation
 from norm_fusion.metrics import percentile
 from norm_fusion.records import Cache, Code, Measurement, Status, Timer, first_line
-from norm_fusion.spec import CONTROL, ROOF, Case, Effort, Shard
+from norm_fusion.spec import CONTROL, ITEMSIZE, ROOF, Case, Effort, Pass, Shard
 
 # A kernel in the interpreter takes about 10 ms a program: rows enough to meet every mask and the last program.
 INTERPRETED_ROWS = 64
@@ -93,7 +96,9 @@ class CaseRun:
     def run(self) -> list[Measurement]:
         """A measurement for every profile that serves the operator, one for the control and one for the roof."""
         skipped = {profile for case, profile in self.shard.skip if case == self.case.name}
-        names = [p for p in self.shard.profiles if backends.serves(p, self.case.op) and p not in skipped]
+        names = [
+            p for p in self.shard.profiles if backends.serves(p, self.case.op, self.case.pass_) and p not in skipped
+        ]
         self.outcomes = {name: Outcome(name) for name in names}
         self.ring: Ring | None = None
         if self.shard.yardsticks:
@@ -102,12 +107,13 @@ class CaseRun:
                 self.outcomes[CONTROL] = Outcome(CONTROL, control_of=original)
             self.outcomes[ROOF] = Outcome(ROOF)
         try:
-            self.progress("draw inputs")
-            self._allocate()
-            for outcome in self.outcomes.values():
-                self._prepare(outcome)
-            self._sample()
-            self._examine_after()
+            with self._differentiable():
+                self.progress("draw inputs")
+                self._allocate()
+                for outcome in self.outcomes.values():
+                    self._prepare(outcome)
+                self._sample()
+                self._examine_after()
         except Interrupted:
             self._interrupted()
         except torch.OutOfMemoryError as error:
@@ -116,17 +122,35 @@ class CaseRun:
             self._fail_all(str(error))
         return [self._measurement(outcome) for outcome in self.outcomes.values()]
 
+    @contextmanager
+    def _differentiable(self) -> Iterator[None]:
+        """Tensors that autograd may save, for a backward.
+
+        That runs on its forward's stream, and a graph cannot capture what runs on the default one.
+        """
+        if self.case.pass_ is Pass.FORWARD:
+            yield
+            return
+        on_gpu = self.device.type == "cuda"
+        stream = torch.cuda.stream(torch.cuda.Stream(self.device)) if on_gpu else nullcontext()  # type: ignore[no-untyped-call]
+        with torch.inference_mode(False), torch.no_grad(), stream:
+            yield
+
     def progress(self, what: str) -> None:
         self.parent.send("progress", case=self.case.name, what=what)
 
     def _allocate(self) -> None:
-        there, room = available_bytes(self.device), 1
+        case, there, room = self.case, available_bytes(self.device), 1
+        # Each contestant keeps as many outputs as there are inputs, and what a composition's backward needs: the
+        # normalized row, in fp32 and rounded. Eight more for intermediates.
+        kept = sum(math.prod(shape) for shape in case.outputs) * ITEMSIZE[case.dtype]
+        if case.pass_ is Pass.BACKWARD:
+            kept += 3 * case.tensor_bytes
+        each = case.input_bytes + len(self.outcomes) * kept
         if self.device.type == "cuda":
-            room = int(PLACES_SHARE * there / ((1 + len(self.outcomes)) * self.case.input_bytes))
-        sets = sets_in_rotation(2 * self.case.input_bytes, self.cache_bytes, room)
-        # Each contestant keeps as many outputs as there are inputs; eight more for the composition's intermediates.
-        outputs = sets * len(self.outcomes) + 8
-        needed = (sets + outputs) * self.case.input_bytes + 2 * self.cache_bytes
+            room = int(PLACES_SHARE * there / each)
+        sets = sets_in_rotation(case.moved_bytes, self.cache_bytes, room)
+        needed = sets * each + 8 * case.tensor_bytes + 2 * self.cache_bytes
         if needed > there:
             raise MemoryError(
                 f"out of memory: {self.case.name} needs about {needed / 2**30:.1f} GiB, "
@@ -160,6 +184,8 @@ class CaseRun:
                 if prepared.judged:
                     self.examiner.before(outcome.profile, prepared.launch)
                 if outcome.status is Status.OK:
+                    for x in self.inputs:
+                        get_ready(prepared.launch, x)
                     outcome.contestant = Contestant(outcome.profile, prepared.launch, prepared.judged)
             elif self.shard.replicate == 0 and outcome.control_of is None:
                 self._interpret(outcome, prepared.launch)
@@ -204,9 +230,8 @@ class CaseRun:
     def _prepare_roof(self, outcome: Outcome) -> None:
         """The fastest of several copies is the roof; the search is short, its winner is timed with the others."""
         self.progress("choose the copy")
-        ring = self._ring(
-            [Contestant(name, c, judged=False) for name, c in roof.copies(self.inputs).items()], quick=True
-        )
+        copies = roof.copies(self.inputs, self.case.moved_bytes // 2 // ITEMSIZE[self.case.dtype])
+        ring = self._ring([Contestant(name, c, judged=False) for name, c in copies.items()], quick=True)
         best = ring.contestants[0]
         if len(ring.contestants) > 1:
             graphs.capture(ring)
@@ -221,10 +246,10 @@ class CaseRun:
         rng, examiner = random.Random(self.shard.seed), None if quick else self.examiner
         return Ring(contestants, self.inputs, effort, rng, self.stop, examiner, self.cache_bytes)
 
-    def _interpret(self, outcome: Outcome, launch: builtin.Launch) -> None:
+    def _interpret(self, outcome: Outcome, launch: Launch) -> None:
         rows = spread_rows(self.case, INTERPRETED_ROWS, self.device)
-        x = self.inputs[0][rows]
-        outcome.judge(check(launch(x), x, self.operands, self.case), "in Triton's interpreter")
+        x = self.inputs[0][rows_of_parts(self.case, rows)]
+        outcome.judge(check(launch(x), x, self.operands, replace(self.case, rows=len(rows))), "in Triton's interpreter")
         if outcome.status is Status.OK:
             outcome.status = Status.CHECKED
             outcome.reason = (
@@ -238,7 +263,7 @@ class CaseRun:
             self.progress(f"time {timer}" + (", hot" if cache == "hot" else ""))
             if timer in ("host", "wall"):
                 self.parent.ask("quiet")
-            if cache == "hot" and 2 * self.case.input_bytes > self.cache_bytes and self.device.type == "cpu":
+            if cache == "hot" and self.case.moved_bytes > self.cache_bytes and self.device.type == "cpu":
                 continue  # what does not fit is cold either way, and such calls take long here
             while contestants := self._contestants():
                 try:
@@ -299,7 +324,7 @@ class CaseRun:
         self.examiner.left(contestant)
 
     def _note_rotation(self, ring: list[Contestant]) -> None:
-        footprint = len(self.inputs) * 2 * self.case.input_bytes
+        footprint = len(self.inputs) * self.case.moved_bytes
         if footprint < self.cache_bytes:
             for contestant in ring:
                 contestant.notes.append(

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norm_fusion.backends.builtin import Launch, Operands
+from norm_fusion.backends.builtin import Operands
+from norm_fusion.backends.passes import Launch, get_ready
 from norm_fusion.measure.clocks import tampered
-from norm_fusion.measure.correctness import Check, check, kind_of, poison, spread_rows, wrong_kind
-from norm_fusion.measure.inputs import draw_input
+from norm_fusion.measure.correctness import Check, check, cloned, kind_of, outputs_of, poison, spread_rows, wrong_kind
+from norm_fusion.measure.inputs import activation_rows, draw_input, rows_of_parts
 from norm_fusion.measure.parent import Parent
 from norm_fusion.measure.ring import Contestant, Lost
 from norm_fusion.records import Code
@@ -26,7 +27,7 @@ from norm_fusion.spec import Case
 CPU_SAMPLED_ROWS = 256
 # Values that poisoned memory holds: one that spreads, one that looks like a result.
 POISONS = (float("nan"), 1234.5)
-# What is added to the input meanwhile: a kernel may treat rows far from zero in a way of its own.
+# What is added to the activations meanwhile: a kernel may treat rows far from zero in a way of its own.
 SHIFTS = (0.0, 3.0)
 # 2 ms at 2 GHz: what runs beside the stream that it was called on has long begun when the stream goes on.
 WAIT_CYCLES = 4_000_000
@@ -86,16 +87,20 @@ class Examiner:
         self.parent.at(self.case.name, name)
         x, pristine = self.inputs[0], self.content(0)
         for value, shift in zip(POISONS, SHIFTS, strict=True):
-            given = pristine + shift
+            given = pristine.clone()
+            given[: activation_rows(self.case)] += shift
             x.copy_(given)
+            get_ready(launch, x)
             launch(x)  # its output is freed at once: what it leaves behind is the memory poisoned next
-            poison(x, value)
+            poison(self.case, x, value)
             out = launch(x)
             self._parameters(name, "before timing")
             if not torch.equal(x, given):
                 self.judge(name, Check.failed("it changed its input", Code.MUTATED_INPUT), "before timing")
                 self.renew(0)
             self.judge(name, check(out, given, self.operands, self.case, self.rows_before), "before timing")
+        x.copy_(pristine)
+        get_ready(launch, x)
         x.zero_()
         if x.is_cuda:
             torch.cuda.synchronize()
@@ -103,8 +108,7 @@ class Examiner:
         # In stream order the input is written before it is read, and the output read after it is written.
         x.copy_(pristine)
         out = launch(x)
-        at_once = out.clone() if isinstance(out, Tensor) else out
-        found = check(at_once, pristine, self.operands, self.case, self.rows_before)
+        found = check(cloned(out), pristine, self.operands, self.case, self.rows_before)
         self.judge(name, found, "read at once, in stream order")
         x.copy_(pristine)
         self._clocks(name, "before timing")
@@ -113,9 +117,9 @@ class Examiner:
         """New content for input `i` at an address that the contestant knows, and poison where its output will be."""
         self._change(contestant, i)
         self.sums = self._sums()
-        kept = contestant.outputs[i]
-        if isinstance(kept, Tensor) and kept.is_floating_point() and not self._is_input(kept):
-            kept.fill_(POISONS[0])
+        for kept in outputs_of(contestant.outputs[i], self.case):
+            if isinstance(kept, Tensor) and kept.is_floating_point() and not self._is_input(kept):
+                kept.fill_(POISONS[0])
 
     def left(self, contestant: Contestant) -> None:
         """After each block: whoever changes an input, or a parameter, is found before another one is measured on it."""
@@ -132,7 +136,7 @@ class Examiner:
         when, x = "a timed call", self.inputs[i]
         found = check(output, x, self.operands, self.case, self.rows)
         for kept in contestant.outputs[: len(self.inputs)]:
-            if found.wrong is None and kept is not None and (odd := wrong_kind(kept, x)) is not None:
+            if found.wrong is None and kept is not None and (odd := wrong_kind(kept, x, self.case)) is not None:
                 found = Check.failed(odd, Code.WRONG_KIND)
         self.judge(contestant.name, found, when)
         self._clocks(contestant.name, when)
@@ -145,7 +149,7 @@ class Examiner:
         last = len(self.inputs) - 1
         self.entered(contestant)
         x = self._change(contestant, last)
-        poison(x, POISONS[0])
+        poison(self.case, x, POISONS[0])
         out = contestant.launch(x)
         self._parameters(contestant.name, "after timing")
         self.judge(contestant.name, check(out, x, self.operands, self.case, self.rows), "after timing")
@@ -159,11 +163,14 @@ class Examiner:
     def show(self, name: str, i: int, output: Any, when: str) -> None:
         """Let the parent choose rows, and send these of input and output: they are judged elsewhere."""
         told = {"case": self.case.name, "profile": name, "when": when}
-        wanted = self.parent.ask("output", **told, input=i, kind=kind_of(output))["rows"]
+        wanted = self.parent.ask("output", **told, input=i, kind=kind_of(output, self.case))["rows"]
         if not wanted:
             return  # of a kind that has no rows to send: judged by its kind
         rows = torch.tensor(wanted, device=self.device)
-        self.parent.ask("rows", x=_encoded(self.inputs[i][rows]), y=_encoded(output[rows]))
+        given = self.inputs[i][rows_of_parts(self.case, rows)]
+        self.parent.ask(
+            "rows", x=_encoded(given), y=[_encoded(y[rows]) for y in outputs_of(output, self.case) if y.dim() == 2]
+        )
 
     def _change(self, contestant: Contestant, i: int) -> Tensor:
         """Change input `i` by a seed that the parent chooses now: nobody can have the right result already."""
@@ -195,7 +202,7 @@ class Examiner:
     def _is_input(self, output: Tensor) -> bool:
         """An output that is an input's memory must not be poisoned: its contestant gives itself away later."""
         where = output.untyped_storage().data_ptr()
-        return any(where == x.untyped_storage().data_ptr() for x in self.inputs)
+        return any(where == x.untyped_storage().data_ptr() for x in (*self.inputs, *self.parameters))
 
 
 def _encoded(rows: Tensor) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
+from norm_fusion.backends.passes import get_ready
 from norm_fusion.measure.clocks import monotonic, watch
 from norm_fusion.measure.ring import Contestant, Lost, Ring
 from norm_fusion.records import Cache, Series, first_line
@@ -172,7 +173,10 @@ def _captured(
     """A graph of calls on these in turn, each, where there is a source, behind a kernel that writes it; its outputs."""
     made = torch.cuda.CUDAGraph()
     outputs: list[Any] = [None] * places
-    with torch.cuda.graph(made):
+    # Autograd runs a backward on the stream of its forward: that of this process, which cannot capture if the default.
+    here = torch.cuda.current_stream()
+    stream = None if here == torch.cuda.default_stream() else here
+    with torch.cuda.graph(made, stream=stream):
         for i, x in enumerate(inputs):
             if source is not None:
                 torch.mul(source, 1, out=x)
@@ -186,6 +190,7 @@ def _hot(ring: Ring, contestant: Contestant) -> _Hot:
     ring.entered(contestant)
     try:
         x, source = ring.inputs[0].clone(), ring.inputs[0].clone()
+        get_ready(contestant.launch, x)
         made, outputs = _captured(contestant, [x] * HOT_CALLS, HOT_CALLS, source)
         return _Hot(made, x, source, outputs)
     except Exception as error:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from norm_fusion.measure.clocks import perf_counter_ns, watch
+from norm_fusion.measure.correctness import cloned
 from norm_fusion.measure.ring import Contestant, Ring
 from norm_fusion.records import Cache, Timer
 
@@ -36,7 +36,7 @@ def wall(ring: Ring, timer: Timer = "wall", cache: Cache = "cold") -> None:
             after()
             sink.append((perf_counter_ns() - start) / 1e6)
         # At once, as a caller would go on with it: what is still being computed elsewhere is not in it yet.
-        found = out.clone() if picked is not None and isinstance(out, Tensor) else out
+        found = out if picked is None else cloned(out)
         synchronize()
         return found
 

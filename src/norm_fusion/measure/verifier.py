@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from norm_fusion.measure.correctness import check
-from norm_fusion.measure.inputs import draw_input, draw_operands
+from norm_fusion.measure.correctness import check_rows
+from norm_fusion.measure.inputs import draw_input, draw_operands, rows_of_parts
 from norm_fusion.records import Code
 from norm_fusion.spec import Case
 
@@ -24,16 +25,17 @@ CPU = torch.device("cpu")
 
 def judge(request: dict[str, Any]) -> dict[str, Any]:
     """What is wrong with some rows, as JSON: `wrong` and `code`, both null where nothing is."""
-    case = Case.parse(request["case"])
+    whole = Case.parse(request["case"])
     rows = torch.tensor(request["rows"])
-    x = _decoded(request["x"], case, len(rows))
-    expected = draw_input(case, CPU, request["seed"], rows, request["change"])
+    case = replace(whole, rows=len(rows))
+    x = _decoded(request["x"], case, len(case.parts) * case.rows)
+    expected = draw_input(whole, CPU, request["seed"], rows_of_parts(whole, rows), request["change"])
     if x is None or not torch.equal(x.view(torch.uint8), expected.view(torch.uint8)):
         return {"wrong": "the input is not the one that was drawn", "code": Code.MUTATED_INPUT}
-    y = _decoded(request["y"], case, len(rows))
-    if y is None:
+    y = [decoded for text in request["y"] if (decoded := _decoded(text, case, case.rows)) is not None]
+    if len(y) != (2 if case.op.added else 1):
         return {"wrong": "the output's rows have not the size of the input's", "code": Code.WRONG_KIND}
-    found = check(y, x, draw_operands(case, CPU, request["operands"]), case)
+    found = check_rows(y, x, draw_operands(case, CPU, request["operands"]), case)
     return {"wrong": found.wrong and f"{found.wrong}, by a process apart", "code": found.code}
 
 

@@ -130,7 +130,10 @@ def _steps(shard: Shard, device: str) -> int:
         1
         + series
         + shard.yardsticks * (1 + (case.name not in skipped))
-        + sum(backends.serves(name, case.op) and (case.name, name) not in shard.skip for name in shard.profiles)
+        + sum(
+            backends.serves(name, case.op, case.pass_) and (case.name, name) not in shard.skip
+            for name in shard.profiles
+        )
         for case in shard.cases
     )
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from norm_fusion.records import Label, Status
 from norm_fusion.report.quotes import Overall, Quote, overall, quote
 from norm_fusion.report.rows import (
-    OP_LABEL,
     WALL,
     Row,
     baseline_of,
@@ -15,9 +14,10 @@ from norm_fusion.report.rows import (
     fastest_torch,
     fastest_wall,
     fused,
+    label_of,
     processes,
 )
-from norm_fusion.spec import BASELINE, BASELINE_OF, Op
+from norm_fusion.spec import BASELINE, BASELINE_OF, Case, Op, Pass, SpecError
 
 Group = Sequence[Row]
 
@@ -29,8 +29,10 @@ def answer(rows: Sequence[Row]) -> str:
 
 def answers(rows: Sequence[Row]) -> list[str]:
     """That, an operator and a kernel each."""
-    by_op = {op: [row for row in rows if row.any.op == op] for op in Op}
-    return [sentence for op, mine in by_op.items() if mine for sentence in _answers_of(op, mine)]
+    asked = {(op, way): [r for r in rows if (r.any.op, r.any.pass_) == (op, way)] for op in Op for way in Pass}
+    return [
+        sentence for (op, way), mine in asked.items() if mine for sentence in _answers_of(op, label_of(op, way), mine)
+    ]
 
 
 def alone(rows: Sequence[Row]) -> str:
@@ -40,9 +42,8 @@ def alone(rows: Sequence[Row]) -> str:
     return "One process measured this: there are no intervals and no calls."
 
 
-def _answers_of(op: Op, rows: Sequence[Row]) -> list[str]:
+def _answers_of(op: Op, label: str, rows: Sequence[Row]) -> list[str]:
     groups = list(cases(rows).values())
-    label = OP_LABEL[op]
     theirs = dict.fromkeys(row.profile for row in rows if ":" in row.profile)  # the user's own
     mine = _against(f"Fused {label}", op, groups, fused)
     others = [_against(f"{label} by {name}", op, groups, _named(name)) for name in theirs]
@@ -171,4 +172,8 @@ def _wrong(rows: Sequence[Row]) -> str:
 
 
 def _shape(case: str) -> str:
-    return case.split("-", 1)[1].replace("-", " ") if "-" in case else case
+    try:
+        asked = Case.parse(case)
+    except SpecError:
+        return case
+    return f"{asked.rows}x{asked.cols} {asked.dtype}"

@@ -11,7 +11,7 @@ from norm_fusion.evidence.pool import quoted
 from norm_fusion.metrics import GATES, half_width
 from norm_fusion.records import Cache, Call, Conclusions, Manifest, Record, Status, Timer
 from norm_fusion.runs.store import in_order
-from norm_fusion.spec import BASELINE_OF, CONTROL, ROOF, Case, Op, SpecError
+from norm_fusion.spec import BASELINE_OF, CONTROL, ROOF, Case, Op, Pass, SpecError
 
 Series = tuple[Timer, Cache]
 
@@ -21,7 +21,12 @@ RATIO: tuple[Series, ...] = (("graph", "cold"), ("wall", "cold"))
 HOT: tuple[Series, ...] = (("device", "hot"), ("graph", "hot"), ("wall", "hot"))
 WALL: Series = ("wall", "cold")
 
-OP_LABEL: Mapping[Op, str] = {Op.RMSNORM: "RMSNorm", Op.LAYERNORM: "LayerNorm"}
+OP_LABEL: Mapping[Op, str] = {
+    Op.RMSNORM: "RMSNorm",
+    Op.LAYERNORM: "LayerNorm",
+    Op.ADD_RMSNORM: "add + RMSNorm",
+    Op.ADD_LAYERNORM: "add + LayerNorm",
+}
 # What is no contestant, by what it is to a reader.
 ROLES: Mapping[str, str] = {ROOF: "copy (the roof)", CONTROL: "control (A/A)"}
 
@@ -187,7 +192,12 @@ def case_title(name: str) -> str:
         case = Case.parse(name)
     except SpecError:
         return name
-    return f"{OP_LABEL[case.op]} {case.rows}x{case.cols} {case.dtype}"
+    return f"{label_of(case.op, case.pass_)} {case.rows}x{case.cols} {case.dtype}"
+
+
+def label_of(op: Op, pass_: str) -> str:
+    """`add + RMSNorm backward`."""
+    return OP_LABEL[op] + (" backward" if pass_ == Pass.BACKWARD else "")
 
 
 def duration(ms: float) -> str:

@@ -30,6 +30,7 @@ def records_of(
             run_id=run_id,
             case=case.name,
             op=case.op,
+            pass_=case.pass_,  # type: ignore[call-arg]
             rows=case.rows,
             cols=case.cols,
             dtype=case.dtype,
@@ -145,8 +146,8 @@ def _figures(case: Case, mine: Measurement, series: Series, everyone: Sequence[M
         "probe_ms": float(np.median(series.probes_ms)) if series.probes_ms else None,
     }
     if series.timer != "host":  # enqueueing moves no bytes
-        # A copy reads and writes once: its own bytes, without the parameters that it never touches.
-        nbytes = 2 * case.input_bytes if mine.profile == ROOF else case.compulsory_bytes
+        # A copy reads and writes its own bytes, without the parameters that it never touches.
+        nbytes = case.moved_bytes if mine.profile == ROOF else case.compulsory_bytes
         figures["gbps"] = metrics.gbps(nbytes, p50)
         if series.cache == "cold":
             figures |= {"read_gbps": mine.read_gbps, "write_gbps": mine.write_gbps}
@@ -155,7 +156,7 @@ def _figures(case: Case, mine: Measurement, series: Series, everyone: Sequence[M
     if series.timer != "host":
         figures["tflops"] = metrics.tflops(case.flops, p50)
         if ROOF in peers:
-            roof_gbps = metrics.gbps(2 * case.input_bytes, metrics.percentile(peers[ROOF].blocks, 50))
+            roof_gbps = metrics.gbps(case.moved_bytes, metrics.percentile(peers[ROOF].blocks, 50))
             figures |= {"roof_gbps": roof_gbps, "roof_share": metrics.gbps(case.compulsory_bytes, p50) / roof_gbps}
     if mine.status is Status.OK:
         figures["speedup"] = _speedups(case, mine, series, everyone)

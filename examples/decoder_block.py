@@ -1,0 +1,207 @@
+"""One decoder block of a Llama or Qwen3, eager and compiled, with and without our norms: is patching worth it?
+
+    python examples/decoder_block.py                       # Llama-3-8B's block, 4,096 tokens, on a GPU
+    python examples/decoder_block.py --model qwen3 --tokens 512 --backward
+    python examples/decoder_block.py --device cpu --hidden 256 --tokens 64 --processes 2   # only to see it run
+
+To torch.compile our norms are opaque: it compiles around them, and can no longer fuse one with the residual's addition
+before it. What that costs, or gains, is what this measures, with the lab's own clocks: contestants take turns in
+balanced rounds, in fresh processes; speedups have 95% intervals over these. Needs `pip install transformers`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import multiprocessing
+import random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, LlamaConfig, Qwen3Config
+
+import norm_fusion
+from norm_fusion.measure import environment, graphs, timing
+from norm_fusion.measure.ring import Contestant, Ring
+from norm_fusion.metrics import geometric_mean, interval, percentile, speedup
+from norm_fusion.spec import EFFORTS
+
+CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+INPUTS = 4
+WAYS = ("eager", "compiled")
+SERIES = {"cuda": ("graph", "wall"), "cpu": ("wall",)}
+
+
+class Block(nn.Module):
+    """A decoder layer with random weights, as a function of the hidden states, shape (1, tokens, hidden)."""
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        super().__init__()
+        config = CONFIGS[asked.model](
+            vocab_size=256,
+            num_hidden_layers=1,
+            hidden_size=asked.hidden,
+            intermediate_size=7 * asked.hidden // 2,
+            num_attention_heads=max(1, asked.hidden // 128),
+            num_key_value_heads=max(1, asked.hidden // 512),
+            head_dim=128,
+            max_position_embeddings=asked.tokens,
+        )
+        whole = AutoModel.from_config(config, attn_implementation="sdpa").to(asked.device, torch.bfloat16)
+        self.layer = whole.layers[0]
+        positions = torch.arange(asked.tokens, device=asked.device)[None]
+        like = torch.empty(1, device=asked.device, dtype=torch.bfloat16)
+        self.cos, self.sin = whole.rotary_emb(like, positions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x, position_embeddings=(self.cos, self.sin), attention_mask=None)
+        return y
+
+
+def contestants(asked: argparse.Namespace) -> tuple[dict[str, Block], dict[str, Any]]:
+    """The blocks, of the same weights, and from a name to a function of the hidden states."""
+    torch.manual_seed(0)
+    blocks = {"original": Block(asked)}
+    blocks["patched"] = copy.deepcopy(blocks["original"])
+    norm_fusion.patch_model(blocks["patched"])
+    launches = {}
+    for name, block in blocks.items():
+        for way in WAYS:
+            run = torch.compile(block, dynamic=False) if way == "compiled" else block
+            launches[f"{way}, {name}"] = _training(run, block) if asked.backward else run
+    return blocks, launches
+
+
+def _training(run: Any, block: Block) -> Any:
+    """Forward and backward in one call: the gradients of input and weights, of a gradient of ones."""
+    weights = list(block.parameters())
+
+    def launch(x: Tensor) -> Any:
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            y = run(x)
+            return torch.autograd.grad(y, [x, *weights], torch.ones_like(y))
+
+    return launch
+
+
+def errors(blocks: dict[str, Block], x: Tensor) -> dict[str, float]:
+    """Each block's largest error against the original in fp32, relative to the largest element."""
+    exact = copy.deepcopy(blocks["original"]).float()
+    exact.cos, exact.sin = exact.cos.float(), exact.sin.float()
+    with torch.no_grad():
+        right = exact(x.float())
+        return {
+            name: float((block(x).float() - right).abs().max() / right.abs().max()) for name, block in blocks.items()
+        }
+
+
+def measure(asked: argparse.Namespace, replicate: int) -> dict[str, Any]:
+    """One process: samples of each series, by contestant, and the errors."""
+    torch.manual_seed(1 + replicate)
+    inputs = [torch.randn(1, asked.tokens, asked.hidden, device=asked.device).bfloat16() for _ in range(INPUTS)]
+    blocks, launches = contestants(asked)
+    device = torch.device(asked.device)
+    kind = device.type
+    ring = Ring(
+        [Contestant(name, launch, judged=False) for name, launch in launches.items()],
+        inputs,
+        EFFORTS[kind, asked.quick],
+        random.Random(replicate),
+        lambda: False,
+        cache_bytes=environment.describe(device).cache_bytes if kind == "cuda" else 0,
+    )
+    ring.rng.shuffle(ring.contestants)
+    with torch.no_grad():
+        found = errors(blocks, inputs[0])
+        for contestant in ring.contestants:
+            contestant.call(inputs)  # compiles
+        for series in SERIES[kind]:
+            if series == "graph":
+                graphs.capture(ring)
+                graphs.graph(ring)
+            else:
+                timing.wall(ring)
+    blocks_of = {
+        series: {c.name: c.series[series, "cold"].blocks for c in ring.contestants if (series, "cold") in c.series}
+        for series in SERIES[kind]
+    }
+    notes = [note for contestant in ring.contestants for note in contestant.notes]
+    return {"samples": blocks_of, "errors": found, "notes": notes}
+
+
+def show(runs: list[dict[str, Any]], asked: argparse.Namespace) -> dict[str, Any]:
+    """Print the medians, and patched over original, of each series and way; the same as a dict."""
+    where = torch.cuda.get_device_name(asked.device) if asked.device.startswith("cuda") else "the CPU"
+    what = "forward and backward" if asked.backward else "forward"
+    made: dict[str, Any] = {"device": where, "asked": vars(asked), "series": {}, "errors": runs[0]["errors"]}
+    lines = [f"{asked.model} block, hidden {asked.hidden}, {asked.tokens} tokens, bfloat16, {what}, on {where}"]
+    for series in runs[0]["samples"]:
+        lines += ["", f"{_called(series):<22}{'original':>12}{'patched':>12}   patched is"]
+        for way in WAYS:
+            pairs = [
+                tuple(run["samples"][series].get(f"{way}, {name}") for name in ("original", "patched")) for run in runs
+            ]
+            if any(one is None for pair in pairs for one in pair):
+                lines.append(f"  {way:<20} not captured: see the notes")
+                continue
+            ratios = [speedup(*pair) for pair in pairs]
+            low, high = interval(ratios) if len(ratios) > 1 else (None, None)
+            p50 = [geometric_mean([percentile(pair[i], 50) for pair in pairs]) for i in (0, 1)]
+            span = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+            factor = geometric_mean(ratios)
+            lines.append(f"  {way:<20}{p50[0]:>9.3f} ms{p50[1]:>9.3f} ms   {factor:.3f}x{span}")
+            made["series"].setdefault(series, {})[way] = {"p50_ms": p50, "speedup": factor, "interval": [low, high]}
+    told = ", ".join(f"{name} {error:.1e}" for name, error in runs[0]["errors"].items())
+    lines += ["", f"largest error against fp32, of the largest element: {told}"]
+    lines += sorted({note for run in runs for note in run["notes"]})
+    if not asked.json:
+        print("\n".join(lines))
+    return made
+
+
+def _called(series: str) -> str:
+    return {"graph": "in a CUDA graph", "wall": "one call, waited for"}[series]
+
+
+def _send(pipe: Any, asked: argparse.Namespace, replicate: int) -> None:
+    pipe.send(measure(asked, replicate))
+
+
+def apart(asked: argparse.Namespace, replicate: int) -> dict[str, Any]:
+    """`measure` in a fresh process."""
+    spawn = multiprocessing.get_context("spawn")
+    mine, theirs = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_send, args=(theirs, asked, replicate))
+    process.start()
+    theirs.close()
+    try:
+        found: dict[str, Any] = mine.recv()
+    except EOFError:
+        raise SystemExit("a measuring process ended early: what it said is above") from None
+    process.join()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=CONFIGS, default="llama", help="qwen3 normalizes queries and keys, too")
+    parser.add_argument("--hidden", type=int, default=4096, help="a multiple of 128")
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--backward", action="store_true", help="time forward and backward, not forward alone")
+    parser.add_argument("--processes", type=int, default=5, help="one has no intervals")
+    parser.add_argument("--quick", action="store_true", help="as the lab's --quick: fewer samples")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON instead")
+    asked = parser.parse_args()
+    if asked.hidden % 128 or asked.hidden < 128:
+        parser.error(f"--hidden {asked.hidden}: heads have 128 dimensions, choose a multiple of 128")
+    made = show([apart(asked, replicate) for replicate in range(asked.processes)], asked)
+    if asked.json:
+        print(json.dumps(made))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""The one way from tensors to a normalization: `normalize` checks what is asked and chooses the route.
+
+norm.py          what is asked, and the refusal of what cannot be done
+rows.py          how the rows of some tensors lie in memory
+forward.py, backward.py     the kernels, launched
+composition.py   the same in PyTorch's own steps
+autograd.py      gradients        library.py   torch.ops.norm_fusion: compilers, modes and tensor subclasses see these
+route.py         which of them runs
+"""
+
+from norm_fusion.ops.norm import Norm, Operands
+from norm_fusion.ops.route import normalize
+
+__all__ = ["Norm", "Operands", "normalize"]

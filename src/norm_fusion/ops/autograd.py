@@ -1,0 +1,80 @@
+"""Gradients: of eager calls as an autograd.Function, of all others through the library's operators (`library`).
+
+The way through PyTorch's dispatcher to an operator that is written in Python takes five times as long as the Function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from norm_fusion.ops.backward import Gradients, Wanted, backward
+from norm_fusion.ops.composition import composition
+from norm_fusion.ops.forward import forward
+from norm_fusion.ops.norm import Norm, Operands
+
+
+class Normalize(torch.autograd.Function):
+    """(norm, input, residual, gate, weight, bias) -> (y, new residual or None)."""
+
+    @staticmethod
+    def forward(ctx: Any, norm: Norm, *given: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        y, h, saved = forward(norm, Operands(*given), save=True)  # type: ignore[arg-type]
+        remember(ctx, norm, Operands(*given), h, saved)  # type: ignore[arg-type]
+        return y, h
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dh: Tensor | None = None) -> Any:
+        run: Any = backward
+        if any(t is not None and type(t) is not Tensor for t in (dy, dh)):
+            # A gradient still on its way from another process, say: the dispatcher waits for it.
+            from norm_fusion.ops.library import call_backward as run
+        return None, *gradients(ctx, dy, dh, Wanted(*ctx.needs_input_grad[1:]), run)
+
+
+def remember(ctx: Any, norm: Norm, given: Operands, h: Tensor | None, saved: Tensor | None) -> None:
+    """Keep in an autograd context what `gradients` will want."""
+    x, residual, gate, weight, bias = given
+    ctx.norm = norm
+    ctx.dtypes = (x.dtype, x.dtype if residual is None else residual.dtype)
+    ctx.save_for_backward(x if h is None else h, gate, weight, bias, saved)
+    ctx.set_materialize_grads(False)
+
+
+def gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, wanted: Wanted, run: Any) -> Sequence[Tensor | None]:
+    """The gradients of one call; `run` is `backward`, or the operator that does the same."""
+    h, gate, weight, bias, saved = ctx.saved_tensors
+    if dy is None:  # y was not used: what arrived at the new residual passes through
+        if dh is None:
+            return Gradients(None, None, None, None, None)
+        dx, dr = (dh.to(dtype) if want else None for dtype, want in zip(ctx.dtypes, wanted[:2], strict=True))
+        return Gradients(dx, dr, None, None, None)
+    if torch.is_grad_enabled():  # create_graph=True: the gradient will be differentiated
+        return _differentiable(ctx, dy, dh, Operands(h, None, gate, weight, bias), wanted)
+    found: Sequence[Tensor | None] = run(ctx.norm, dy, dh, h, gate, weight, bias, saved, ctx.dtypes, wanted)
+    return found
+
+
+def _differentiable(ctx: Any, dy: Tensor, dh: Tensor | None, given: Operands, wanted: Wanted) -> Gradients:
+    """The gradients by PyTorch's own operators, so that they have gradients too.
+
+    Each operand goes in under a name of its own: where one was made from another, as a gate from the input may be, the
+    way from that one to this is not the norm's to follow.
+    """
+    norm = ctx.norm._replace(out_dtype=dy.dtype, cast_first=False)  # a rounding's gradient is 1
+    again = Operands(*[None if t is None else t.view_as(t) for t in given])  # type: ignore[arg-type]
+    y, _ = composition(norm, again)
+    wants = (wanted.x or wanted.residual, False, wanted.gate, wanted.weight, wanted.bias)
+    asked = [t for t, want in zip(again, wants, strict=True) if t is not None and want]
+    found = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
+    by_h, _, dz, dw, db = (next(found) if t is not None and w else None for t, w in zip(again, wants, strict=True))
+    if by_h is not None and dh is not None:
+        by_h = by_h + dh
+    dx, dr = (
+        by_h.to(dtype) if want and by_h is not None else None
+        for dtype, want in zip(ctx.dtypes, wanted[:2], strict=True)
+    )
+    return Gradients(dx, dr, dz, dw, db)

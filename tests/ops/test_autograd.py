@@ -1,0 +1,197 @@
+"""Gradients as a user of autograd meets them: leaves, accumulation, double backward, autocast, checkpointing, modes."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import normal
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+import norm_fusion as nf
+from norm_fusion.ops import forward as forward_module
+from norm_fusion.ops import route
+
+SHAPE = (64,)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    """fp32 sums of 64 addends in another order."""
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+
+
+def model(norms: object, x: Tensor, r: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Every operator in a row, ours or PyTorch's."""
+    if norms is nf:
+        y, h = nf.add_rms_norm(x, r, SHAPE, w, 1e-5, offset=1.0)
+        y, h = nf.add_layer_norm(nf.rms_norm(y, SHAPE, w, 1e-5), h, SHAPE, w, b)
+        return nf.gated_rms_norm(nf.layer_norm(y, SHAPE, w, b), h, w, 1e-5, norm_before_gate=False)
+    h = x + r
+    y = F.rms_norm(F.rms_norm(h, SHAPE, w + 1, 1e-5), SHAPE, w, 1e-5)
+    h = y + h
+    return F.rms_norm(F.layer_norm(F.layer_norm(h, SHAPE, w, b), SHAPE, w, b) * F.silu(h), SHAPE, w, 1e-5)
+
+
+def operands() -> list[Tensor]:
+    return [normal(5, 64, seed=1), normal(5, 64, seed=2), normal(64, seed=3), normal(64, seed=4)]
+
+
+def wanting() -> list[Tensor]:
+    return [t.requires_grad_() for t in operands()]
+
+
+def test_a_chain_of_all_operators_trains_as_pytorchs_does() -> None:
+    ours, theirs = wanting(), wanting()
+    dy = normal(5, 64, seed=5)
+    y, expected = model(nf, *ours), model(F, *theirs)
+    close(y, expected)
+    y.backward(dy)
+    expected.backward(dy)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_accumulate_and_graphs_are_freed() -> None:
+    x, _, w, _ = wanting()
+    once = torch.autograd.grad(nf.rms_norm(x, SHAPE, w).square().sum(), (x, w))
+    for _ in range(2):
+        y = nf.rms_norm(x, SHAPE, w)
+        y.square().sum().backward()
+    assert torch.equal(x.grad, 2 * once[0]) and torch.equal(w.grad, 2 * once[1])
+    with pytest.raises(RuntimeError, match="second time"):
+        y.square().sum().backward()
+    gone = weakref.ref(y)
+    del y
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_an_output_changed_in_place_is_found_out(create_graph: bool) -> None:
+    """The new residual is what the backward reads."""
+    x, r, w, _ = wanting()
+    y, h = nf.add_rms_norm(x, r, SHAPE, w)
+    with torch.no_grad():
+        h.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(y.sum(), x, create_graph=create_graph)
+
+
+def test_gradients_of_gradients_are_pytorchs() -> None:
+    def second(norms: object, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        y = model(norms, *tensors)
+        first = torch.autograd.grad(y.square().sum(), tensors, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), tensors)
+
+    for mine, other in zip(second(nf, wanting()), second(F, wanting()), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+
+
+def test_a_gate_made_from_the_input_has_its_second_derivative_too() -> None:
+    """What leads from the input to the gate is not the norm's to differentiate: counted twice, it would show."""
+
+    def second(gated: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        x = normal(3, 16, seed=6).requires_grad_()
+        (first,) = torch.autograd.grad(gated(x, x.tanh()).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    ours = second(lambda x, z: nf.gated_rms_norm(x, z, None, 1e-5))
+    close(ours, second(lambda x, z: F.rms_norm(x, (16,), None, 1e-5) * F.silu(z)))
+
+
+def test_a_frozen_weight_costs_no_sum_and_no_grad_saves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    saves: list[bool] = []
+    real = forward_module.forward
+
+    def spy(norm: object, given: object, save: bool) -> object:
+        saves.append(save)
+        return real(norm, given, save)
+
+    monkeypatch.setattr(route, "forward", spy)
+    x, _, w, _ = operands()
+    nf.rms_norm(x, SHAPE, w)
+    with torch.no_grad():
+        nf.rms_norm(x.requires_grad_(), SHAPE, w)
+    assert saves == [False, False]
+    y = nf.rms_norm(x, SHAPE, w)
+    kept = [t for t in y.grad_fn.saved_tensors if t is not None]
+    assert [tuple(t.shape) for t in kept] == [(5, 64), (64,), (5,)]
+    assert kept[0].data_ptr() == x.data_ptr(), "the input was copied"
+
+
+def test_inference_mode_and_detached_inputs() -> None:
+    x, r, w, _ = wanting()
+    with torch.inference_mode():
+        y, h = nf.add_rms_norm(x, r, SHAPE, w)
+    assert not y.requires_grad and y.is_inference()
+    y, h = nf.add_rms_norm(x.detach(), r.detach(), SHAPE, w.detach())
+    assert not y.requires_grad and not h.requires_grad
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant: bool) -> None:
+    def grads(run: Callable[..., Tensor]) -> list[Tensor]:
+        tensors = wanting()
+        run(*tensors).square().sum().backward()
+        return [t.grad for t in tensors]
+
+    plain = grads(lambda *t: model(nf, *t))
+    again = grads(lambda *t: checkpoint(model, nf, *t, use_reentrant=reentrant))
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["rms_norm", "layer_norm"])
+def test_autocast_does_what_torchs_function_does(name: str, dtype: torch.dtype) -> None:
+    x, _, w, _ = operands()
+    with torch.autocast("cpu", dtype=dtype):
+        for given in (x.to(dtype), x):
+            theirs = getattr(F, name)(given, SHAPE, w.to(given.dtype))
+            assert getattr(nf, name)(given, SHAPE, w.to(given.dtype)).dtype == theirs.dtype
+    fp32 = {(False, "cpu"), (True, "cpu")}
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", dtype=dtype):
+        patch.setattr(route, "AUTOCAST_TO_FP32", fp32)  # as on CUDA
+        xr = x.to(dtype).requires_grad_()
+        y = getattr(nf, name)(xr, SHAPE, w)
+        assert y.dtype == torch.float32
+        close(y, getattr(F, name)(xr.float(), SHAPE, w))
+        assert getattr(nf, name)(xr, SHAPE, w, out_dtype=dtype).dtype == dtype
+        y.sum().backward()
+        assert xr.grad.dtype == dtype
+
+
+def test_a_tangent_is_not_lost() -> None:
+    """A dual tensor looks like any other."""
+    x, _, w, _ = operands()
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, normal(5, 64, seed=8))
+        ours, theirs = (
+            forward_ad.unpack_dual(norm(dual, SHAPE, w, 1e-5)).tangent for norm in (nf.rms_norm, F.rms_norm)
+        )
+    close(ours, theirs)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.func.jacfwd, torch.func.vmap])
+def test_function_transforms(transform: Callable[..., Callable[..., Tensor]]) -> None:
+    x, _, w, _ = operands()
+    ours, theirs = (
+        transform(lambda x, norm=norm: norm(x, SHAPE, w, 1e-5).square().sum())(x) for norm in (nf.rms_norm, F.rms_norm)
+    )
+    close(ours, theirs)
+
+
+def test_hooks_and_retained_gradients() -> None:
+    x, r, w, _ = wanting()
+    y, h = nf.add_rms_norm(x, r, SHAPE, w)
+    seen: list[Tensor] = []
+    y.register_hook(seen.append)
+    h.retain_grad()
+    (y.sum() + h.sum()).backward()
+    assert torch.equal(seen[0], torch.ones(5, 64)) and h.grad is not None
+    close(x.grad, r.grad)

@@ -1,0 +1,64 @@
+"""The examples run, with our kernels in the interpreter, and their numbers are what a reader takes them for."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name: str, *words: str) -> str:
+    done = subprocess.run([sys.executable, str(EXAMPLES / name), *words], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+SMALL = ("--device", "cpu", "--hidden", "64", "--layers", "1", "--batch", "2", "--length", "12", "--steps", "8")
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run("train.py", *SMALL, "--json"))
+    return found
+
+
+def test_a_patched_model_learns_the_same(trained: dict[str, Any]) -> None:
+    original, patched = trained["original"]["losses"], trained["patched"]["losses"]
+    assert len(original) == len(patched) == 8
+    assert original[-1] < original[0] - 0.2
+    assert patched == pytest.approx(original, rel=1e-4)
+    assert trained["patched"]["report"].startswith("3 norms replaced")
+    assert trained["original"]["report"] == ""
+
+
+def test_losses_time_and_memory_stand_side_by_side() -> None:
+    lines = run("train.py", *SMALL).splitlines()
+    assert lines[0] == "Llama, 1 layers of 64, 2 x 12 bytes a step, on the CPU"
+    table = [line.split() for line in lines if line and line.split()[0].isdigit()]
+    assert [row[0] for row in table if len(row) == 3][-1] == "8"
+    assert any(line.split()[:2] == ["a", "step"] and line.endswith("x") for line in lines)
+    assert lines[-1].split()[0] == "memory"
+
+
+def test_too_few_steps_are_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "train.py"), "--steps", "5"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert "--steps 5: more than 5 are needed" in done.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("--backward", "--model", "qwen3")], ids=["forward", "backward"])
+def test_a_decoder_block_is_measured_eager_and_compiled(words: tuple[str, ...]) -> None:
+    few = ("--device", "cpu", "--hidden", "128", "--tokens", "8", "--processes", "1", "--quick", "--json")
+    made = json.loads(run("decoder_block.py", *few, *words))
+    assert set(made["series"]) == {"wall"}
+    for way in ("eager", "compiled"):
+        found = made["series"]["wall"][way]
+        assert all(ms > 0 for ms in found["p50_ms"]) and found["speedup"] > 0
+        assert found["interval"] == [None, None], "of one process"
+    assert made["errors"]["patched"] == pytest.approx(made["errors"]["original"], rel=0.5)
