@@ -192,8 +192,9 @@ def test_unpatching_restores_every_bit(family: str) -> None:
 def test_three_training_steps_are_the_same(family: str) -> None:
     """SGD, whose step is proportional to the gradient: Adam's first is its sign, and tells 1e-9 from -1e-9.
 
-    Weights are off by at most 1e-4 of the way that they went: 4e-5 is the largest seen. In each norm by itself, and in
-    the whole model together: a gradient that is zero but for its roundings, as that of a key's bias, goes any way.
+    Weights are off by at most 1e-4 of the way that they went: 4e-5 is the largest seen; or by the roundings of three
+    steps, where they went a short way from 1. In each norm by itself, and in the whole model together: a gradient that
+    is zero but for its roundings, as that of a key's bias, goes any way.
     """
     plain = build(family).train()
     start, patched = copy.deepcopy(plain), copy.deepcopy(plain)
@@ -214,7 +215,8 @@ def test_three_training_steps_are_the_same(family: str) -> None:
                 max((p - q).abs().max().item() for p, q in zip(model.parameters(), other.parameters(), strict=True))
                 for model in (mine, first)
             )
-            assert off < 1e-4 * way
+            roundings = 3 * torch.finfo(F32).eps * max(p.abs().max().item() for p in first.parameters())
+            assert off < 1e-4 * way + roundings
 
 
 # Single norms: dtypes, roundings, arguments.
