@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from norm_fusion import functional
-from norm_fusion.backends import PROFILES
+from norm_fusion.backends.builtin import FUSED
 from norm_fusion.ops.norm import DTYPES
 from norm_fusion.patching import TABLE, Form
 
@@ -41,17 +41,9 @@ def operators() -> str:
         table.append(f"| {words} | {' | '.join(has)} |")
     dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
     table.append(f"| dtypes of each tensor, in any mixture | {' | '.join([dtypes] + ['the same'] * 4)} |")
-    measured = ["yes" if each.__name__ in _measured() else "-" for each in OPERATORS]
+    measured = ["yes" if each in FUSED.values() else "-" for each in OPERATORS]
     table.append(f"| measured by the lab, forward and backward | {' | '.join(measured)} |")
     return "\n".join(table) + "\n"
-
-
-def _measured() -> set[str]:
-    """The functions behind the operators that a profile of ours serves."""
-    served = {op for profile in PROFILES if profile.family == "triton" for op in profile.ops}
-    return {
-        op.value.replace("-", "_").replace("rmsnorm", "rms_norm").replace("layernorm", "layer_norm") for op in served
-    }
 
 
 def patched() -> str:

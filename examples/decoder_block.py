@@ -16,6 +16,7 @@ import copy
 import json
 import multiprocessing
 import random
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -166,23 +167,10 @@ def _called(series: str) -> str:
     return {"graph": "in a CUDA graph", "wall": "one call, waited for"}[series]
 
 
-def _send(pipe: Any, asked: argparse.Namespace, replicate: int) -> None:
-    pipe.send(measure(asked, replicate))
-
-
 def apart(asked: argparse.Namespace, replicate: int) -> dict[str, Any]:
     """`measure` in a fresh process."""
-    spawn = multiprocessing.get_context("spawn")
-    mine, theirs = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_send, args=(theirs, asked, replicate))
-    process.start()
-    theirs.close()
-    try:
-        found: dict[str, Any] = mine.recv()
-    except EOFError:
-        raise SystemExit("a measuring process ended early: what it said is above") from None
-    process.join()
-    return found
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(measure, asked, replicate).result()
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import multiprocessing
 import resource
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,23 +84,10 @@ def train(patched: bool, asked: argparse.Namespace) -> dict[str, Any]:
     return {"report": report, "losses": losses, "step_s": statistics.median(seconds[UNTIMED:]), "peak_bytes": peak}
 
 
-def _send(pipe: Any, patched: bool, asked: argparse.Namespace) -> None:
-    pipe.send(train(patched, asked))
-
-
 def apart(patched: bool, asked: argparse.Namespace) -> dict[str, Any]:
     """The same in a process of its own."""
-    spawn = multiprocessing.get_context("spawn")
-    mine, theirs = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_send, args=(theirs, patched, asked))
-    process.start()
-    theirs.close()
-    try:
-        found: dict[str, Any] = mine.recv()
-    except EOFError:
-        raise SystemExit("the training process ended early: what it said is above") from None
-    process.join()
-    return found
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(train, patched, asked).result()
 
 
 def show(original: dict[str, Any], patched: dict[str, Any], asked: argparse.Namespace) -> None:

@@ -30,15 +30,13 @@ def rms_norm(
     silu = None if gate is None else gate.double() * torch.sigmoid(gate.double())
     if silu is not None and gate_first:
         x = x * silu
-    y = _scaled(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps), weight, bias, offset)
+    y = _scaled(standardized(Op.RMSNORM, x, eps)[0], weight, bias, offset)
     return y * silu if silu is not None and not gate_first else y
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, offset: float = 0.0) -> Tensor:
     """LayerNorm over the last dimension in fp64 (Ba, Kiros and Hinton 2016), variance biased."""
-    x = x.double()
-    centred = x - x.mean(-1, keepdim=True)
-    return _scaled(centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps), weight, bias, offset)
+    return _scaled(standardized(Op.LAYERNORM, x, eps)[0], weight, bias, offset)
 
 
 def reference(op: Op, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

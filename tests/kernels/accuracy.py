@@ -141,6 +141,16 @@ def error_in_roundoffs(y: Tensor, given: Operands) -> float:
     return float(((y.double() - expected).abs() / (expected.abs() + 1)).max() / UNIT_ROUNDOFF[given.dtype])
 
 
+def ulps(a: Tensor, b: Tensor) -> Tensor:
+    """How many numbers of their 16-bit dtype lie between a and b."""
+
+    def ordered(t: Tensor) -> Tensor:
+        bits = t.view(torch.int16).int()
+        return torch.where(bits < 0, -(bits & 0x7FFF), bits)
+
+    return (ordered(a) - ordered(b)).abs()
+
+
 def errors(y: Tensor, given: Operands) -> Errors:
     """How far y is from the fp64 oracle on the inputs as they are, rounded; rows are the last dimension's."""
     expected = oracle(given)
@@ -148,7 +158,7 @@ def errors(y: Tensor, given: Operands) -> Errors:
     per = scale(given, expected)
     floor = FLOOR[given.dtype] * UNIT_ROUNDOFF[given.dtype]
     tolerance = case.tolerance + 2 * floor * (len(given.tensors) > 3)
-    return Errors(_worst(y, expected, per), _worst(composition(given), expected, per), tolerance, floor)
+    return Errors(worst(y, expected, per), worst(composition(given), expected, per), tolerance, floor)
 
 
 def scale(given: Operands, expected: Tensor) -> Tensor:
@@ -232,8 +242,8 @@ def poisoned() -> Iterator[None]:
     assert empty.called or empty_like.called, "the output comes from elsewhere: poison what it comes from"
 
 
-def _worst(y: Tensor, expected: Tensor, per: Tensor) -> float:
-    """Zero where equal, whatever the scale; infinite where y is NaN."""
+def worst(y: Tensor, expected: Tensor, per: Tensor) -> float:
+    """The largest error, relative to `per`. Zero where equal, whatever the scale; infinite where y is NaN."""
     off = torch.where(y.double() == expected, 0.0, (y.double() - expected).abs() / per)
     return off.nan_to_num(nan=torch.inf).max().item() if off.numel() else 0.0
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from accuracy import FLOOR, Operands, call, composition, oracle, poisoned
+from accuracy import FLOOR, Operands, call, composition, oracle, poisoned, worst
 from torch import Tensor
 
-from norm_fusion.spec import UNIT_ROUNDOFF, Op
+from norm_fusion.reference import standardized
+from norm_fusion.spec import UNIT_ROUNDOFF
 
 Gradients = dict[str, Tensor]
 
@@ -100,13 +101,12 @@ def errors(found: Gradients, given: Operands, dy: Tensor | None, dh: Tensor | No
         dtype = str(g.dtype).removeprefix("torch.")
         floor = FLOOR[dtype] * UNIT_ROUNDOFF[dtype]
         if given.gate is not None:
-            floor += (
-                12 * UNIT_ROUNDOFF["float32"]
-            )  # a GPU's exp(-z): one unit for each of |z|, up to five here, and two
+            # A GPU's exp(-z): one unit for each of |z|, up to five here, and two.
+            floor += 12 * UNIT_ROUNDOFF["float32"]
         if vector:
             rows = given.x.numel() // g.numel()
             floor += 4 * rows**0.5 * UNIT_ROUNDOFF["float32"]
-        made[name] = Error(_worst(g, truth[name], per), _worst(plain[name], truth[name], per), floor)
+        made[name] = Error(worst(g, truth[name], per), worst(plain[name], truth[name], per), floor)
     return made
 
 
@@ -126,17 +126,10 @@ def _terms(name: str, given: Operands, dy: Tensor) -> Tensor:
     silu = None if given.gate is None else F.silu(given.gate.double())
     if silu is not None:
         h, g = (h * silu, g) if given.gate_first else (h, g * silu)
-    if given.op is Op.LAYERNORM:
-        h = h - h.mean(-1, keepdim=True)
-    g = g * torch.rsqrt(h.square().mean(-1, keepdim=True) + given.eps)
+    g = g * standardized(given.op, h, given.eps)[1]
     if given.weight is not None:
         g = g * (given.weight.double() + given.offset)
     if silu is None or not given.gate_first:
         return g
     sigmoid, z = torch.sigmoid(given.gate.double()), given.gate.double()
     return g * (given.x.double() * sigmoid * (1 + z * (1 - sigmoid)) if name == "gate" else silu)
-
-
-def _worst(g: Tensor, truth: Tensor, per: Tensor) -> float:
-    off = torch.where(g.double() == truth, 0.0, (g.double() - truth).abs() / per)
-    return off.nan_to_num(nan=torch.inf).max().item() if off.numel() else 0.0

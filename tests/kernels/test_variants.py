@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import DTYPES, NORMS, Operands, call, draw, errors, normal, run, variants
+from accuracy import DTYPES, NORMS, Operands, call, draw, errors, normal, run, ulps, variants
 from torch import Tensor
 
 import norm_fusion
@@ -60,16 +60,6 @@ def saved_rstd(given: Operands) -> Tensor:
     h = given.x.double() if not given.gate_first else given.x.double() * F.silu(given.gate.double())
     torch.testing.assert_close(rstd, torch.rsqrt(h.square().mean(-1) + given.eps).float(), rtol=1e-6, atol=0)
     return rstd[:, None]
-
-
-def ulps(a: Tensor, b: Tensor) -> Tensor:
-    """How many numbers of their 16-bit dtype lie between a and b."""
-
-    def ordered(t: Tensor) -> Tensor:
-        bits = t.view(torch.int16).int()
-        return torch.where(bits < 0, -(bits & 0x7FFF), bits)
-
-    return (ordered(a) - ordered(b)).abs()
 
 
 @HALVES

@@ -50,6 +50,11 @@ def get_ready(launch: Launch, x: Tensor) -> None:
         launch.get_ready(x)
 
 
+def _parts(x: Tensor, count: int) -> list[Tensor]:
+    """The parts of an input. `data`: a change of one of them, by way of `x`, is none of what autograd has saved."""
+    return [part.detach() for part in x.data.view(count, -1, x.shape[-1])]
+
+
 class _Stacked:
     """A forward of several tensors: parts of an input, split once for each address."""
 
@@ -60,7 +65,7 @@ class _Stacked:
     def __call__(self, x: Tensor) -> Any:
         key = x.data_ptr(), len(x)
         if key not in self.parts:
-            self.parts[key] = [part.detach() for part in x.view(self.count, -1, x.shape[-1])]
+            self.parts[key] = _parts(x, self.count)
         return self.forward(*self.parts[key])
 
 
@@ -79,8 +84,7 @@ class Backward:
         self.graphs: dict[tuple[int, int], tuple[list[Any], list[Tensor], list[Tensor]]] = {}
 
     def get_ready(self, x: Tensor) -> None:
-        # `data`: a change of the incoming gradients is none of what autograd has saved.
-        parts = [x.data.view(self.count, -1, x.shape[-1])[i] for i in range(self.count)]
+        parts = _parts(x, self.count)
         wanted = [part.requires_grad_() for part in parts[: self.given]]
         # A compiled backward may write into what was saved for it, unless it is to run again.
         with torch.enable_grad(), functorch.patch(donated_buffer=False):

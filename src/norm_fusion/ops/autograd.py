@@ -22,8 +22,9 @@ class Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, norm: Norm, *given: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        y, h, saved = forward(norm, Operands(*given), save=True)  # type: ignore[arg-type]
-        remember(ctx, norm, Operands(*given), h, saved)  # type: ignore[arg-type]
+        operands = Operands(*given)  # type: ignore[arg-type]
+        y, h, saved = forward(norm, operands, save=True)
+        remember(ctx, norm, operands, h, saved)
         return y, h
 
     @staticmethod
