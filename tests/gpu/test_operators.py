@@ -203,6 +203,38 @@ def test_captured_in_a_graph_and_replayed() -> None:
     assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
 
 
+@EACH_OP
+def test_programs_that_wait_for_each_other_on_many_streams_and_in_a_graph(op: Op) -> None:
+    """Several such kernels at a time, each of as many programs as the GPU runs, and the board anew at each replay."""
+    cols = 40_000
+    x, weight = (torch.randn(*shape, cols, device="cuda", requires_grad=True) for shape in ((300,), ()))
+    dy = torch.randn(300, cols, device="cuda")
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(ours(op)(x, (cols,), weight), [x, weight], dy)
+
+    expected = step()
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    found = []
+    for stream in streams * 5:
+        with torch.cuda.stream(stream):
+            found.append(step())
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for scale in (1.0, 2.0, 3.0):
+        with torch.no_grad():
+            dy.mul_(scale)
+        graph.replay()
+        found.append(tuple(t.clone() / (1.0, 2.0, 6.0)[int(scale) - 1] for t in captured))
+    for one in found:
+        for mine, other in zip(one, expected, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(mine, other) for one in found[:20] for mine, other in zip(one, expected, strict=True))
+
+
 def test_on_any_stream() -> None:
     """What a kernel on this stream has written is read, and not what was there before: launched early or not."""
     x = torch.randn(4096, 4096, device="cuda")

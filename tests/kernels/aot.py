@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from norm_fusion.kernels.launch import Launch, pick_layer_norm, pick_rms_norm
-from norm_fusion.kernels.launch_backward import BackwardLaunch, Device, pick_backward
+from norm_fusion.kernels.launch_backward import BackwardLaunch, Device, Given, pick_backward
 
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4}
 PICK = {"rms_norm": pick_rms_norm, "layer_norm": pick_layer_norm}
 FP32 = ("saved_ptr", "means_ptr", "dw_ptr", "db_ptr", "dw_partial_ptr", "db_partial_ptr")
 DEVICES = {
-    80: Device(108, 163 * 1024),
-    86: Device(80, 99 * 1024),
-    90: Device(132, 227 * 1024),
-    100: Device(148, 227 * 1024),
+    80: Device(108, 163 * 1024, True),
+    86: Device(80, 99 * 1024, True),
+    90: Device(132, 227 * 1024, True),
+    100: Device(148, 227 * 1024, True),
 }
 STRIDED = ("x", "r", "z", "dy", "dh")
 
@@ -135,9 +135,10 @@ class Job:
 
 @dataclass(frozen=True)
 class BackwardJob(Job):
-    """A backward kernel of `op`, with dx and of `given` dw, db, dr and dh, dz."""
+    """A backward kernel of `op`, with dx and of `given` dw, db, dr and dh, dz, on a GPU with `cooperative` launch."""
 
     name: str = "norm_backward"
+    cooperative: bool = True
 
     def __str__(self) -> str:
         return f"{self.name}-{super().__str__()}"
@@ -154,8 +155,9 @@ class BackwardJob(Job):
     def backward_launch(self) -> BackwardLaunch:
         vectors = sum(name in self.letters for name in "wb")
         weight = ITEMSIZE[self.weight or self.dtype] * ("w" in self.letters)
-        added, gated = "r" in self.letters, "z" in self.letters
-        return pick_backward(self.cols, self.itemsize, weight, vectors, added, gated, DEVICES[self.cc])
+        given = Given(vectors, True, "r" in self.letters, "z" in self.letters)
+        device = DEVICES[self.cc]._replace(cooperative=self.cooperative)
+        return pick_backward(self.cols, self.itemsize, weight, 1, given, device)
 
     @property
     def pointers(self) -> set[str]:
@@ -172,14 +174,19 @@ class BackwardJob(Job):
     def constexprs(self) -> dict[str, Any]:
         launch = self.backward_launch
         tile = {"BLOCK_ROWS": launch.block_rows, "BODY": launch.body, "LEAN": launch.lean}
-        tile["STAGES"] = launch.stages
+        tile |= {"STAGES": launch.stages, "COOPERATIVE": launch.cooperative}
         if self.name == "column_sums":
             tile = {"BLOCK_ROWS": launch.sum_rows, "BLOCK_COLS": launch.sum_cols}
         return {**self._common, **tile}
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"num_warps": 4 if self.name == "column_sums" else self.backward_launch.num_warps, **self._pdl}
+        launch = self.backward_launch
+        if self.name != "norm_backward":
+            return {"num_warps": 4 if self.name == "column_sums" else launch.num_warps, **self._pdl}
+        if launch.cooperative:
+            return {"num_warps": launch.num_warps, "maxnreg": launch.maxnreg, "launch_cooperative_grid": True}
+        return {"num_warps": launch.num_warps, **self._pdl}
 
 
 def build(job: dict[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from hypothesis import Phase
 from hypothesis import strategies as st
 from torch import Tensor
 
-from norm_fusion.kernels.launch_backward import Device, pick_backward
+from norm_fusion.kernels.launch_backward import Device, Given, pick_backward
 from norm_fusion.ops import backward
 from norm_fusion.spec import Op
 
@@ -49,7 +49,8 @@ def test_every_variant_of_rows_in_chunks_matches_the_oracle(op: Op) -> None:
 @pytest.mark.parametrize("cols", [16, 100, 512, 1000])
 @pytest.mark.parametrize("beside", [-1, 0, 1])
 def test_the_last_block_of_several_rows_stops_at_the_last_row(op: Op, cols: int, beside: int) -> None:
-    block = pick_backward(cols, 2, 2, 1, False, False, Device(4, 227 * 1024)).block_rows
+    given = Given(vectors=1, means=True, added=False, gated=False)
+    block = pick_backward(cols, 2, 2, 1, given, Device(4, 227 * 1024, cooperative=False)).block_rows
     assert block > 1
     check(draw(op, 2 * block + beside, cols, torch.float16))
 

@@ -57,7 +57,7 @@ OTHER_GPUS = [
 BARE = [Job(op, cols, dtype, given="") for op in OPS for cols in SOME_WIDTHS for dtype in ("bf16", "fp32")]
 EACH_KERNEL = [Job(op, cols, "fp16") for op in OPS for cols in (128, 2560, 65536, 131072)]
 
-BACKWARD_WIDTHS = (1, 33, 128, 256, 512, 1024, 2048, 4096, 5120, 8192, 16384, 65536)
+BACKWARD_WIDTHS = (1, 33, 128, 256, 512, 1024, 2048, 4096, 5120, 8192, 12288, 16384, 32768, 131072)
 BACKWARDS = [
     *[BackwardJob(op, cols, dtype) for op in OPS for cols in BACKWARD_WIDTHS for dtype in ("bf16", "fp32")],
     *[BackwardJob(op, cols, "bf16", cc) for cc in (80, 86, 100) for op in OPS for cols in (128, 4096, 8192, 16384)],
@@ -68,9 +68,17 @@ BACKWARDS = [
         for cols in (128, 512, 4096, 16384)
         for dtype in ("bf16", "fp32")
     ],
-    *[BackwardJob(op, 65536, dtype, name="row_means") for op in OPS for dtype in ("bf16", "fp32")],
+    *[BackwardJob(op, 32768, "bf16", cc) for cc in (80, 86, 100) for op in OPS],
+    *[BackwardJob(op, 32768, "fp32", given="wbr") for op in OPS],
+    *[
+        BackwardJob(op, 65536, dtype, name=name, cooperative=False)
+        for name in ("norm_backward", "row_means")
+        for op in OPS
+        for dtype in ("bf16", "fp32")
+    ],
     *[BackwardJob(op, cols, "bf16", name="column_sums") for op in OPS for cols in (128, 4096, 65536)],
 ]
+COOPERATIVE = [job for job in BACKWARDS if job.name == "norm_backward" and job.backward_launch.cooperative]
 VARIANTS = [Job(op, cols, "bf16", given=g) for op in OPS for cols in (128, 4096, 5120, 16384) for g in ("wr", "wrs")]
 VARIANTS += [Job("rms_norm", cols, "bf16", given="wz") for cols in (128, 4096, 5120, 16384)]
 VARIANTS += [Job(op, cols, "bf16", given="wr", uneven=True) for op in OPS for cols in (128, 4096)]
@@ -92,13 +100,12 @@ KNOWN_SPILLS = {
     ("layer_norm", 131072): {"3.6": 8, "3.7": 8, "3.9": 0},
 }
 
-# The same of the backward, by dtype. With db a row of 16,384 columns does not fit, and is still faster than two walks.
+# The same of the backward, by dtype.
 BACKWARD_SPILLS = {
-    ("layer_norm", 16384, "bf16"): 128,
-    ("layer_norm", 16384, "fp32"): 640,
-    ("rms_norm", 16384, "bf16"): 16,
-    ("rms_norm", 1024, "fp32"): 16,
-    ("rms_norm", 2048, "fp32"): 16,
+    ("layer_norm", 16384, "bf16"): 24,
+    ("layer_norm", 32768, "bf16"): 24,
+    ("rms_norm", 1024, "fp32"): 8,
+    ("rms_norm", 2048, "fp32"): 8,
 }
 
 Compile = Callable[[Job], dict[str, str]]
@@ -177,7 +184,28 @@ def test_variants_do_not_spill(job: Job, compiled: Compile) -> None:
     assert spilled(compiled(job)) == 0
 
 
-@pytest.mark.parametrize("job", [job for job in BACKWARDS if job.cc >= 90], ids=str)
+@pytest.mark.parametrize("job", COOPERATIVE, ids=str)
+def test_programs_that_wait_for_each_other_fit_on_the_gpu_at_once(job: BackwardJob, compiled: Compile) -> None:
+    """Else a cooperative launch fails. An SM has 64 K registers, and 1 KiB of shared memory more for each program."""
+    answer, launch = compiled(job), job.backward_launch
+    registers = re.search(r"REG:(\d+)", answer["usage"])
+    assert registers is not None
+    threads = 32 * launch.num_warps * launch.per_sm
+    assert -(-int(registers[1]) // 8) * 8 * threads <= 65536 and threads <= 1536
+    assert int(answer["shared"]) * launch.per_sm <= DEVICES[job.cc].shared
+
+
+@pytest.mark.parametrize("job", COOPERATIVE, ids=str)
+def test_each_thread_waits_for_one_sum_at_a_time(job: BackwardJob, compiled: Compile) -> None:
+    """For eight, one after the other, it waited four times as long as the rest of the kernel takes."""
+    ptx = compiled(job)["ptx"]
+    each = -(-job.cols // job.backward_launch.body) // (32 * job.backward_launch.num_warps) or 1
+    sums = 2 if job.op == "layer_norm" else 1
+    assert ptx.count("ld.volatile.global.b64") == sums * each
+    assert len(re.findall(r"atom\.\S*exch", ptx)) == sums
+
+
+@pytest.mark.parametrize("job", [j for j in BACKWARDS if j.cc >= 90 and j not in COOPERATIVE], ids=str)
 def test_backwards_read_nothing_before_the_predecessor_has_ended(job: Job, compiled: Compile) -> None:
     before, _ = compiled(job)["ptx"].split("griddepcontrol.wait")
     assert not accesses(before) and "cp.async" not in before

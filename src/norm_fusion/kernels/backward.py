@@ -13,13 +13,16 @@ Traffic, the least there is: reads x, dy and w once, writes dx once. Beyond it: 
 db in fp32 registers over all of its rows and writes it once; `column_sums` adds up those partial sums, always in the
 same order: dw and db are bitwise the same each time. What no one asked for is not computed: its pointer is None.
 
-Rows that registers do not hold beside dw are cut into chunks of BODY columns, a program each; the two means of each row
-are then found first, by `row_means`, at the price of reading x and dy twice.
+Rows that registers do not hold beside dw are cut into chunks of BODY columns, a program each. Where a GPU runs all of
+them at once (COOPERATIVE), they tell each other their sums of a row (`board`): a program reads a row, posts its sums of
+it, and finishes the row before that, whose sums are there by now. Elsewhere the means are found first, by `row_means`,
+at the price of reading x and dy twice.
 """
 
 import triton
 import triton.language as tl
 
+from norm_fusion.kernels.board import collect, post
 from norm_fusion.kernels.registers import narrow, widen, zero_after
 from norm_fusion.kernels.rows import silu, starts
 
@@ -94,6 +97,7 @@ def norm_backward(
     BODY: tl.constexpr,
     LEAN: tl.constexpr,
     STAGES: tl.constexpr,
+    COOPERATIVE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     CHUNKS: tl.constexpr = (COLS + BODY - 1) // BODY
@@ -118,9 +122,22 @@ def norm_backward(
     if WEIGHTED and not LEAN:
         kept = tl.load(w_ptr + head * COLS + col, mask=in_row, other=0.0, eviction_policy="evict_last")
 
-    for block in tl.range(first, tl.cdiv(tokens, BLOCK_ROWS), step, num_stages=STAGES):
+    blocks = tl.cdiv(tokens, BLOCK_ROWS)
+    if COOPERATIVE:
+        tl.static_assert(BLOCK_ROWS == 1)
+        blocks += step  # to finish the last row
+        held_x = tl.zeros((1, BODY), x_ptr.dtype.element_ty)
+        held_dy = tl.zeros((1, BODY), dy_ptr.dtype.element_ty)
+        held_rstd = tl.zeros((1, 1), tl.float32)
+        held_mean, held_z = 0.0, 0.0
+        if CENTRED:
+            held_mean = tl.zeros((1, 1), tl.float32)
+        if GATE is not None:
+            held_z = tl.zeros((1, BODY), z_ptr.dtype.element_ty)
+
+    for block in tl.range(first, blocks, step, num_stages=STAGES):
         token = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None].to(tl.int64)
-        live = token < tokens if BLOCK_ROWS > 1 else tl.full((1, 1), True, tl.int1)
+        live = token < tokens if BLOCK_ROWS > 1 or COOPERATIVE else tl.full((1, 1), True, tl.int1)
         mask = live & in_row
         row = token * HEADS + head
         x_at = starts(row, inner, middle, x_outer, x_middle, x_stride, VEC) + col
@@ -131,9 +148,6 @@ def norm_backward(
         if GATE is not None:
             z_at = starts(row, inner, middle, z_outer, z_middle, z_stride, VEC) + col
             z = tl.load(z_ptr + z_at, mask=mask, other=0.0)
-        if dh_ptr is not None:
-            dh_at = starts(row, inner, middle, dh_outer, dh_middle, dh_stride, VEC) + col
-            dh = tl.load(dh_ptr + dh_at, mask=mask, other=0.0)
         rstd = tl.load(saved_ptr + (rows + row if CENTRED else row), mask=live, other=0.0)
         if CENTRED:
             mean = tl.load(saved_ptr + row, mask=live, other=0.0)
@@ -142,12 +156,35 @@ def norm_backward(
             # From the L1 cache: a weight kept in fp32 over all rows takes the registers of a row.
             w = tl.load(w_ptr + head * COLS + zero_after(rstd) + col, mask=in_row, other=0.0)
 
+        if COOPERATIVE:
+            xhat, _, g = _factors(x, dy, z, w, mean, rstd, OFFSET, WEIGHTED, GATE)
+            posted = block.to(tl.int64) * HEADS + head
+            at = posted * CHUNKS + chunk
+            post(means_ptr, at, tl.sum(g * xhat), block < tokens)
+            if CENTRED:
+                post(means_ptr, rows.to(tl.int64) * CHUNKS + at, tl.sum(g), block < tokens)
+            x, held_x = held_x, x
+            dy, held_dy = held_dy, dy
+            z, held_z = held_z, z
+            rstd, held_rstd = held_rstd, rstd
+            mean, held_mean = held_mean, mean
+            live = token >= first + step
+            mask = live & in_row
+            row = posted - tl.where(block == first, 0, step * HEADS)
+        if dh_ptr is not None:
+            dh_at = starts(row, inner, middle, dh_outer, dh_middle, dh_stride, VEC) + col
+            dh = tl.load(dh_ptr + dh_at, mask=mask, other=0.0)
+
         xhat, dyn, g = _factors(x, dy, z, w, mean, rstd, OFFSET, WEIGHTED, GATE)
         if dw_ptr is not None:
             dw += dyn * xhat
         if db_ptr is not None:
             db += dyn
-        if means_ptr is not None:
+        if COOPERATIVE:
+            along = collect(means_ptr, row * CHUNKS, CHUNKS) / COLS
+            if CENTRED:
+                g_mean = collect(means_ptr, (rows + row) * CHUNKS, CHUNKS) / COLS
+        elif means_ptr is not None:
             along = tl.load(means_ptr + row, mask=live, other=0.0)
             if CENTRED:
                 g_mean = tl.load(means_ptr + rows + row, mask=live, other=0.0)

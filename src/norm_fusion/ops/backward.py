@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from norm_fusion.kernels.dispatch import Dispatch
-from norm_fusion.kernels.launch_backward import BackwardLaunch, Device, pick_backward
+from norm_fusion.kernels.launch_backward import BackwardLaunch, Device, Given, pick_backward
 from norm_fusion.ops.norm import Norm
 from norm_fusion.ops.rows import PLANS, Dtypes, Rows, evenly, lay_out
 
@@ -100,14 +100,14 @@ def backward(
 class Plan(NamedTuple):
     """Kernels and their integers for rows that lie in one way, their number apart.
 
-    `heads`: how many weights there are; `chunks`: how many programs share a row; `partials`: how many sums of dw and db
-    there may be, 0 where neither is wanted; `means`: how many numbers of each row a pass before it makes.
+    `heads`: how many weights there are; `chunks`: how many programs share a row; `sharing`: how many at most share the
+    rows, None for one block each; `means`: how many means of each row those that share one need to know.
     """
 
     cols: int
     heads: int
     chunks: int
-    partials: int
+    sharing: int | None
     means: int
     kernels: Kernels
     sizes: tuple[int | None, ...]
@@ -123,19 +123,20 @@ def _launch(plan: Plan, read: tuple[Tensor | None, ...], written: tuple[Tensor |
     sizes = (count, *plan.sizes)
 
     means = None
-    if plan.means:
+    if plan.means and kernels.launch.cooperative:
+        means = h.new_zeros((plan.means, count, plan.chunks), dtype=torch.int64)
+    elif plan.means:
         means = h.new_empty((plan.means, count), dtype=torch.float32)
         kernels.row_means(count, (h, dy, gate, weight, saved, means), sizes[:-3])
-    partials = -(-(count // plan.heads) // kernels.launch.block_rows)
-    dw_partial = db_partial = None
-    if plan.partials:
-        partials = min(partials, plan.partials)
-        dw_partial = None if dw is None else h.new_empty((partials, n), dtype=torch.float32)
-        db_partial = None if db is None else h.new_empty((partials, n), dtype=torch.float32)
+    sharing = -(-(count // plan.heads) // kernels.launch.block_rows)
+    if plan.sharing is not None:
+        sharing = min(sharing, plan.sharing)
+    dw_partial = None if dw is None else h.new_empty((sharing, n), dtype=torch.float32)
+    db_partial = None if db is None else h.new_empty((sharing, n), dtype=torch.float32)
     pointers = (*read, means, *written[:3], dw_partial, db_partial)
-    kernels.norm_backward(partials * plan.heads * plan.chunks, pointers, sizes)
-    if plan.partials:
-        kernels.column_sums(-(-n // kernels.launch.sum_cols), (dw_partial, db_partial, dw, db), (partials, n))
+    kernels.norm_backward(sharing * plan.heads * plan.chunks, pointers, sizes)
+    if dw is not None or db is not None:
+        kernels.column_sums(-(-n // kernels.launch.sum_cols), (dw_partial, db_partial, dw, db), (sharing, n))
 
 
 @lru_cache(PLANS)
@@ -149,15 +150,15 @@ def _plan(norm: Norm, rows: Rows, width: int, there: Dtypes, device: torch.devic
     cols, heads = rows.cols, max(1, width // rows.cols)
     gate, dx, dr, dz, dw, db = there[2], *there[5:]
     gate_first = gate is not None and norm.gate_first
-    kernels = _kernels(norm.centred, norm.offset, gate_first, cols, rows.vec, heads, rows.inner is None, there, device)
-    chunks = -(-cols // kernels.launch.body)
-    partials = means = 0
-    if dw is not None or db is not None:
-        partials = max(1, kernels.launch.per_sm * device_of(device).processors // (chunks * heads))
-    if chunks > 1 and (dx is not None or dr is not None or (gate_first and dz is not None)):
-        means = 2 if norm.centred else 1
+    means = 1 + norm.centred if dx is not None or dr is not None or (gate_first and dz is not None) else 0
+    form = Form(norm.centred, norm.offset, gate_first, cols, rows.vec, heads, rows.inner is None, means > 0, there)
+    kernels = _kernels(form, device)
+    launch, chunks = kernels.launch, -(-cols // kernels.launch.body)
+    sharing = None
+    if launch.cooperative or dw is not None or db is not None:
+        sharing = max(1, launch.per_sm * device_of(device).processors // (chunks * heads))
     sizes = (rows.inner, rows.middle, *(stride for strides in rows.strides for stride in strides))
-    return Plan(cols, heads, chunks, partials, means, kernels, sizes)
+    return Plan(cols, heads, chunks, sharing, means if chunks > 1 else 0, kernels, sizes)
 
 
 class Kernels(NamedTuple):
@@ -167,31 +168,40 @@ class Kernels(NamedTuple):
     column_sums: Dispatch
 
 
+class Form(NamedTuple):
+    """What the kernels are compiled for.
+
+    `even`: rows are evenly spaced, else kernels take more integers. `means`: the means of each row are needed. `there`
+    as `_plan` has it.
+    """
+
+    centred: bool
+    offset: float
+    gate_first: bool
+    cols: int
+    vec: int
+    heads: int
+    even: bool
+    means: bool
+    there: Dtypes
+
+
 @cache
-def _kernels(
-    centred: bool,
-    offset: float,
-    gate_first: bool,
-    cols: int,
-    vec: int,
-    heads: int,
-    even: bool,
-    there: Dtypes,
-    device: torch.device,
-) -> Kernels:
-    """`even`: are rows evenly spaced? Other kernels take more integers."""
+def _kernels(form: Form, device: torch.device) -> Kernels:
     from norm_fusion.kernels import backward as kernels
 
-    h, dy, gate, dh, weight, *_, dw, db = there
+    h, dy, gate, dh, weight, *_, dw, db = form.there
     itemsize = max(dtype.itemsize for dtype in (h, dy, gate, dh) if dtype is not None)
     of_weight = 0 if weight is None else weight.itemsize
-    vectors = (dw is not None) + (db is not None)
-    launch = pick_backward(cols, itemsize, of_weight, vectors, dh is not None, gate is not None, device_of(device))
-    constants = (cols, vec, heads, centred, offset, gate_first)
-    tile = (launch.block_rows, launch.body, launch.lean, launch.stages)
+    given = Given((dw is not None) + (db is not None), form.means, dh is not None, gate is not None)
+    launch = pick_backward(form.cols, itemsize, of_weight, form.heads, given, device_of(device))
+    constants = (form.cols, form.vec, form.heads, form.centred, form.offset, form.gate_first)
+    tile = (launch.block_rows, launch.body, launch.lean, launch.stages, launch.cooperative)
     return Kernels(
         launch,
-        Dispatch(kernels.norm_backward, (*constants, *tile), launch.num_warps, None, device),
+        Dispatch(
+            kernels.norm_backward, (*constants, *tile), launch.num_warps, launch.maxnreg, device, launch.cooperative
+        ),
         Dispatch(kernels.row_means, (*constants, launch.body), launch.num_warps, None, device),
         Dispatch(kernels.column_sums, (launch.sum_rows, launch.sum_cols), 4, None, device),
     )
@@ -201,8 +211,9 @@ def _kernels(
 def device_of(which: torch.device) -> Device:
     """A CPU, where the interpreter runs one program after the other, counts as a small GPU."""
     if which.type != "cuda":
-        return Device(4, 227 * 1024)
+        return Device(4, 227 * 1024, cooperative=False)
     from triton.runtime import driver
 
     properties = driver.active.utils.get_device_properties(which.index)
-    return Device(properties["multiprocessor_count"], properties["max_shared_mem"])
+    # Programs wait for each other in inline assembly, which is NVIDIA's.
+    return Device(properties["multiprocessor_count"], properties["max_shared_mem"], torch.version.hip is None)
