@@ -65,7 +65,7 @@ BACKWARDS = [
     *[BackwardJob(op, cols, "bf16", given="wr", weight="fp32") for op in OPS for cols in (4096, 16384)],
     *[
         BackwardJob("rms_norm", cols, dtype, given="wz")
-        for cols in (128, 512, 4096, 16384)
+        for cols in (128, 512, 4096, 16384, 65536)
         for dtype in ("bf16", "fp32")
     ],
     *[BackwardJob(op, 32768, "bf16", cc) for cc in (80, 86, 100) for op in OPS],

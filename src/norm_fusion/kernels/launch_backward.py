@@ -90,10 +90,8 @@ def _one_program(itemsize: int, both: bool, given: Given) -> int:
 
 
 def _pick_cooperative(itemsize: int, gated: bool) -> BackwardLaunch:
-    if gated and itemsize == 2:
-        return BackwardLaunch(1, 4096, 8, 1, 4, cooperative=True, maxnreg=255)  # 1024x32768: 117 us, as below 187
-    # 1024x32768: 60.3 us, 16 bits with db 79.2, fp32 58.7 (512 rows); each row read twice 89.8, 104, 88.1.
-    return BackwardLaunch(1, 4096 // itemsize, 4, 4, 3, cooperative=True, maxnreg=128)
+    # 1024x32768: 60.3 us, with db 79.2, gated 117; 512x32768 fp32: 58.7. Each row read twice: 89.8, 104, 151, 88.1.
+    return BackwardLaunch(1, 1024 if gated or itemsize == 4 else 2048, 4, 4, 3, cooperative=True, maxnreg=128)
 
 
 def _pick_chunks(itemsize: int, both: bool) -> BackwardLaunch:
