@@ -18,12 +18,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from norm_fusion.kernels.launch import Launch, pick_layer_norm, pick_rms_norm
-from norm_fusion.kernels.launch_backward import BackwardLaunch, Device, Given, pick_backward
+from norm_fusion.kernels.launch import (
+    CooperativeLaunch,
+    Device,
+    Launch,
+    pick_cooperative,
+    pick_layer_norm,
+    pick_rms_norm,
+)
+from norm_fusion.kernels.launch_backward import BackwardLaunch, Given, pick_backward
 
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4}
 PICK = {"rms_norm": pick_rms_norm, "layer_norm": pick_layer_norm}
-FP32 = ("saved_ptr", "means_ptr", "dw_ptr", "db_ptr", "dw_partial_ptr", "db_partial_ptr")
+TYPES = {
+    **dict.fromkeys(("saved_ptr", "means_ptr", "dw_ptr", "db_ptr", "dw_partial_ptr", "db_partial_ptr"), "*fp32"),
+    "board_ptr": "*i64",
+}
 DEVICES = {
     80: Device(108, 163 * 1024, True),
     86: Device(80, 99 * 1024, True),
@@ -134,6 +144,43 @@ class Job:
 
 
 @dataclass(frozen=True)
+class CooperativeJob(Job):
+    """The forward of `op` by programs that share a row."""
+
+    def __str__(self) -> str:
+        return f"cooperative-{super().__str__()}"
+
+    @property
+    def module(self) -> str:
+        return "cooperative"
+
+    @property
+    def kernel(self) -> str:
+        return "norm_cooperative"
+
+    @property
+    def cooperative_launch(self) -> CooperativeLaunch:
+        launch = pick_cooperative(self.cols, 4 if self.gate_first else self.itemsize, self.op == "layer_norm")
+        assert launch is not None, self
+        return launch
+
+    @property
+    def pointers(self) -> set[str]:
+        return super().pointers | {"board_ptr"}
+
+    @property
+    def constexprs(self) -> dict[str, Any]:
+        launch = self.cooperative_launch
+        constants = {"CAST": None, "PRODUCT": None, "BODY": launch.body, "STAGES": launch.stages, "PDL": False}
+        return {**self._common, **constants}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        launch = self.cooperative_launch
+        return {"num_warps": launch.num_warps, "maxnreg": launch.maxnreg, "launch_cooperative_grid": True}
+
+
+@dataclass(frozen=True)
 class BackwardJob(Job):
     """A backward kernel of `op`, with dx and of `given` dw, db, dr and dh, dz, on a GPU with `cooperative` launch."""
 
@@ -174,7 +221,11 @@ class BackwardJob(Job):
     def constexprs(self) -> dict[str, Any]:
         launch = self.backward_launch
         tile = {"BLOCK_ROWS": launch.block_rows, "BODY": launch.body, "LEAN": launch.lean}
-        tile |= {"STAGES": launch.stages, "COOPERATIVE": launch.cooperative}
+        tile |= {
+            "STAGES": launch.stages,
+            "COOPERATIVE": launch.cooperative,
+            "PDL": self._pdl != {} and not launch.cooperative,
+        }
         if self.name == "column_sums":
             tile = {"BLOCK_ROWS": launch.sum_rows, "BLOCK_COLS": launch.sum_cols}
         return {**self._common, **tile}
@@ -199,7 +250,9 @@ def build(job: dict[str, Any]) -> dict[str, str]:
     kernel = getattr(importlib.import_module(f"norm_fusion.kernels.{job['module']}"), job["kernel"])
     names = kernel.arg_names
     types = {"eps": "fp32", "rows": "i32", "partials": "i32", "n": "i32"}
-    types |= {name: "*fp32" if name in FP32 else f"*{job['dtype']}" for name in job["pointers"]}
+    types |= {name: TYPES.get(name, f"*{job['dtype']}") for name in job["pointers"]}
+    if job["constexprs"].get("COOPERATIVE"):
+        types["means_ptr"] = TYPES["board_ptr"]
     if job["weight"] and "w_ptr" in types:
         types["w_ptr"] = f"*{job['weight']}"
     levels = ("stride", "middle", "outer") if job["uneven"] else ("stride",)

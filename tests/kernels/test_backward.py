@@ -14,7 +14,8 @@ from hypothesis import Phase
 from hypothesis import strategies as st
 from torch import Tensor
 
-from norm_fusion.kernels.launch_backward import Device, Given, pick_backward
+from norm_fusion.kernels.launch import Device
+from norm_fusion.kernels.launch_backward import Given, pick_backward
 from norm_fusion.ops import backward
 from norm_fusion.spec import Op
 

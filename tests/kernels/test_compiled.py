@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from aot import DEVICES, BackwardJob, Job, ask
+from aot import DEVICES, BackwardJob, CooperativeJob, Job, ask
 
 from norm_fusion.kernels.launch import Launch
 
@@ -78,7 +78,13 @@ BACKWARDS = [
     ],
     *[BackwardJob(op, cols, "bf16", name="column_sums") for op in OPS for cols in (128, 4096, 65536)],
 ]
-COOPERATIVE = [job for job in BACKWARDS if job.name == "norm_backward" and job.backward_launch.cooperative]
+SHARED_BACKWARDS = [job for job in BACKWARDS if job.name == "norm_backward" and job.backward_launch.cooperative]
+SHARED = [
+    *[CooperativeJob(op, 131072, dtype, cc) for cc in (80, 86, 90, 100) for op in OPS for dtype in ("bf16", "fp32")],
+    *[CooperativeJob(op, 131073, "fp16", given=given) for op in OPS for given in ("", "wbrs")],
+    CooperativeJob("rms_norm", 131072, "bf16", given="wzs"),
+    CooperativeJob("rms_norm", 131072, "bf16", given="wzs", gate_first=True),
+]
 VARIANTS = [Job(op, cols, "bf16", given=g) for op in OPS for cols in (128, 4096, 5120, 16384) for g in ("wr", "wrs")]
 VARIANTS += [Job("rms_norm", cols, "bf16", given="wz") for cols in (128, 4096, 5120, 16384)]
 VARIANTS += [Job(op, cols, "bf16", given="wr", uneven=True) for op in OPS for cols in (128, 4096)]
@@ -184,10 +190,11 @@ def test_variants_do_not_spill(job: Job, compiled: Compile) -> None:
     assert spilled(compiled(job)) == 0
 
 
-@pytest.mark.parametrize("job", COOPERATIVE, ids=str)
-def test_programs_that_wait_for_each_other_fit_on_the_gpu_at_once(job: BackwardJob, compiled: Compile) -> None:
+@pytest.mark.parametrize("job", SHARED + SHARED_BACKWARDS, ids=str)
+def test_programs_that_wait_for_each_other_fit_on_the_gpu_at_once(job: Job, compiled: Compile) -> None:
     """Else a cooperative launch fails. An SM has 64 K registers, and 1 KiB of shared memory more for each program."""
-    answer, launch = compiled(job), job.backward_launch
+    answer = compiled(job)
+    launch = job.backward_launch if isinstance(job, BackwardJob) else job.cooperative_launch
     registers = re.search(r"REG:(\d+)", answer["usage"])
     assert registers is not None
     threads = 32 * launch.num_warps * launch.per_sm
@@ -195,26 +202,31 @@ def test_programs_that_wait_for_each_other_fit_on_the_gpu_at_once(job: BackwardJ
     assert int(answer["shared"]) * launch.per_sm <= DEVICES[job.cc].shared
 
 
-@pytest.mark.parametrize("job", COOPERATIVE, ids=str)
-def test_each_thread_waits_for_one_sum_at_a_time(job: BackwardJob, compiled: Compile) -> None:
+@pytest.mark.parametrize("job", SHARED + SHARED_BACKWARDS, ids=str)
+def test_each_thread_waits_for_one_word_at_a_time(job: Job, compiled: Compile) -> None:
     """For eight, one after the other, it waited four times as long as the rest of the kernel takes."""
     ptx = compiled(job)["ptx"]
-    each = -(-job.cols // job.backward_launch.body) // (32 * job.backward_launch.num_warps) or 1
-    sums = 2 if job.op == "layer_norm" else 1
-    assert ptx.count("ld.volatile.global.b64") == sums * each
-    assert len(re.findall(r"atom\.\S*exch", ptx)) == sums
+    words = 1 if job.op == "rms_norm" else 2 if isinstance(job, BackwardJob) else 3
+    assert ptx.count("ld.volatile.global.b64") == words == len(re.findall(r"atom\.\S*exch\.b64", ptx))
 
 
-@pytest.mark.parametrize("job", [j for j in BACKWARDS if j.cc >= 90 and j not in COOPERATIVE], ids=str)
+@pytest.mark.parametrize("job", [job for job in SHARED if job.cols % 8 == 0], ids=str)
+def test_shared_rows_do_not_spill(job: Job, compiled: Compile) -> None:
+    """Rows without a whole 16-byte access are loaded element by element, and with a residual do."""
+    assert spilled(compiled(job)) == 0
+
+
+@pytest.mark.parametrize("job", [j for j in BACKWARDS if j.cc >= 90 and j not in SHARED_BACKWARDS], ids=str)
 def test_backwards_read_nothing_before_the_predecessor_has_ended(job: Job, compiled: Compile) -> None:
     before, _ = compiled(job)["ptx"].split("griddepcontrol.wait")
     assert not accesses(before) and "cp.async" not in before
 
 
-@pytest.mark.parametrize(
-    "job", [j for j in BACKWARDS if j.name == "norm_backward" and j.backward_launch.stages > 2], ids=str
-)
-def test_the_next_rows_are_on_their_way_16_bytes_at_a_time(job: BackwardJob, compiled: Compile) -> None:
+PIPELINED = [job for job in BACKWARDS if job.name == "norm_backward" and job.backward_launch.stages > 2]
+
+
+@pytest.mark.parametrize("job", [*PIPELINED, *[job for job in SHARED if job.cols % 8 == 0]], ids=str)
+def test_the_next_rows_are_on_their_way_16_bytes_at_a_time(job: Job, compiled: Compile) -> None:
     found = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], (0x\w+|\d+)", compiled(job)["ptx"])
     assert found and 16 in {int(size, 0) for size in found}
 

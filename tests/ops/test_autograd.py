@@ -186,6 +186,18 @@ def test_function_transforms(transform: Callable[..., Callable[..., Tensor]]) ->
     close(ours, theirs)
 
 
+def test_gradients_of_many_outputs_at_once() -> None:
+    """Batched tensors look like any other, too."""
+    x, r, w, _ = operands()
+    pairs = [
+        (lambda x: nf.rms_norm(x, SHAPE, w, 1e-5), lambda x: F.rms_norm(x, SHAPE, w, 1e-5)),
+        (lambda x: sum(nf.add_layer_norm(x, r, SHAPE, w)), lambda x: F.layer_norm(x + r, SHAPE, w) + x + r),
+    ]
+    for pair in pairs:
+        ours, theirs = (torch.autograd.functional.jacobian(lambda x, f=f: f(x)[:2], x, vectorize=True) for f in pair)
+        close(ours, theirs)
+
+
 def test_hooks_and_retained_gradients() -> None:
     x, r, w, _ = wanting()
     y, h = nf.add_rms_norm(x, r, SHAPE, w)

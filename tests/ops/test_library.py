@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accuracy import normal
 from test_autograd import SHAPE, close, model, operands, wanting
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import norm_fusion as nf
@@ -46,6 +48,7 @@ ASKED = {
     "of two dimensions": {"input": normal(3, 5, 8, 8), "weight": normal(8, 8), "residual": None, "trailing": 2}
     | {"bias": None},
     "of no rows": {"input": normal(0, 64), "residual": normal(0, 64)},
+    "of no columns": {"input": normal(5, 0), "residual": None, "weight": normal(0), "bias": None},
 }
 
 
@@ -76,15 +79,16 @@ def test_compiled_without_a_break_and_bitwise_the_same(backend: str) -> None:
     compiled = torch.compile(lambda *t: model(nf, *t), fullgraph=True, backend=backend)
     dy = normal(5, 64, seed=5)
     found = []
-    for run in (lambda *t: model(nf, *t), compiled):
+    for run in (lambda *t: model(nf, *t), compiled, lambda *t: model(F, *t)):
         tensors = wanting()
         y = run(*tensors)
         y.backward(dy)
         found.append([y, *(t.grad for t in tensors)])
     # Sums of gradients that meet are fused and may be added in another order; what the kernels make is the same.
     assert torch.equal(found[0][0], found[1][0])
-    for mine, other in zip(*found, strict=True):
+    for mine, other, torchs in zip(*found, strict=True):
         close(mine, other)
+        torch.testing.assert_close(other, torchs, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         assert torch.equal(compiled(*operands()), found[0][0])
 
@@ -105,7 +109,13 @@ def test_a_new_number_of_rows_compiles_nothing_new(monkeypatch: pytest.MonkeyPat
     counts = []
     for rows in (5, 6, 9, 40, 41):
         x, r = normal(rows, 64).requires_grad_(), normal(rows, 64).requires_grad_()
-        compiled(x, r, *wanting()[2:]).sum().backward()
+        others = wanting()[2:]
+        found, expected = (
+            torch.autograd.grad(y.square().sum(), (x, r, *others))
+            for y in (compiled(x, r, *others), model(F, x, r, *others))
+        )
+        for mine, torchs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, torchs, rtol=1e-3, atol=1e-3)
         counts.append((counter.frame_count, len(kernels)))
     assert counts[1] == counts[-1], counts
     assert counter.frame_count <= 2
@@ -125,6 +135,25 @@ def test_kernels_that_write_zeros_would_be_seen(monkeypatch: pytest.MonkeyPatch)
     for run in (lambda *t: model(nf, *t), compiled):
         with torch.no_grad():
             assert not torch.allclose(run(*operands()), expected)
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.func.jacfwd, torch.func.vmap])
+def test_compiled_function_transforms(transform: Callable[..., Callable[..., Tensor]], backend: str) -> None:
+    """The compiler traces into a transform, and an opaque operator has no rule for it."""
+    x, _, w, _ = operands()
+    of = transform(lambda x: nf.rms_norm(x, SHAPE, w, 1e-5).square().sum())
+    compiled = torch.compile(of, fullgraph=True, backend=backend)(x)
+    close(compiled, transform(lambda x: F.rms_norm(x, SHAPE, w, 1e-5).square().sum())(x))
+
+
+def test_a_tangent_is_not_lost_in_a_compiled_function() -> None:
+    x, _, w, _ = operands()
+    compiled = torch.compile(lambda x: nf.rms_norm(x, SHAPE, w, 1e-5), backend="eager")
+    compiled(x)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, normal(5, 64, seed=8))
+        close(*(forward_ad.unpack_dual(y).tangent for y in (compiled(dual), F.rms_norm(dual, SHAPE, w, 1e-5))))
 
 
 def test_fake_and_meta_tensors_have_the_shapes_and_dtypes() -> None:

@@ -158,7 +158,7 @@ def norm_backward(
 
         if COOPERATIVE:
             xhat, _, g = _factors(x, dy, z, w, mean, rstd, OFFSET, WEIGHTED, GATE)
-            posted = block.to(tl.int64) * HEADS + head
+            posted = tl.cast(block, tl.int64) * HEADS + head
             at = posted * CHUNKS + chunk
             post(means_ptr, at, tl.sum(g * xhat), block < tokens)
             if CENTRED:
@@ -168,9 +168,9 @@ def norm_backward(
             z, held_z = held_z, z
             rstd, held_rstd = held_rstd, rstd
             mean, held_mean = held_mean, mean
-            live = token >= first + step
+            live = block != first
             mask = live & in_row
-            row = posted - tl.where(block == first, 0, step * HEADS)
+            row = posted - tl.where(live, step * HEADS, 0)
         if dh_ptr is not None:
             dh_at = starts(row, inner, middle, dh_outer, dh_middle, dh_stride, VEC) + col
             dh = tl.load(dh_ptr + dh_at, mask=mask, other=0.0)
@@ -181,9 +181,9 @@ def norm_backward(
         if db_ptr is not None:
             db += dyn
         if COOPERATIVE:
-            along = collect(means_ptr, row * CHUNKS, CHUNKS) / COLS
+            along = tl.sum(collect(means_ptr, row * CHUNKS, CHUNKS)) / COLS
             if CENTRED:
-                g_mean = collect(means_ptr, (rows + row) * CHUNKS, CHUNKS) / COLS
+                g_mean = tl.sum(collect(means_ptr, (rows + row) * CHUNKS, CHUNKS)) / COLS
         elif means_ptr is not None:
             along = tl.load(means_ptr + row, mask=live, other=0.0)
             if CENTRED:

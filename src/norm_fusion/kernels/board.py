@@ -1,24 +1,26 @@
 """How programs that share a row tell each other their sums: on a board in global memory, a word for each sum.
 
-A word holds an fp32 sum in its low half and, once that is there, 1 in its high half; the board starts as zeros. One
-64-bit access writes or reads a word, so that no one sees the mark without the sum. Whoever collects waits for the words
-of others, which must be running: such kernels are launched cooperatively. Triton's interpreter, which runs one program
-after the other, cannot run them.
+A word holds an fp32 value in its low half and, once that is there, 1 in its high half; the board starts as zeros. One
+64-bit access writes or reads a word, so that no one sees the mark without the value. Whoever collects waits for the
+words of others, which must be running: such kernels are launched cooperatively. In Triton's interpreter, which runs one
+program after the other, no one waits, and the kernel is run twice (`dispatch`): the second time, all words are there.
 """
 
 import triton
 import triton.language as tl
 
+from norm_fusion.kernels.registers import INTERPRETED
+
 _WAIT = tl.constexpr("""{
 .reg .b64 word;
-.reg .b32 sum, mark;
+.reg .b32 value, mark;
 .reg .pred there;
 again:
 ld.volatile.global.b64 word, [$1];
-mov.b64 {sum, mark}, word;
+mov.b64 {value, mark}, word;
 setp.ne.b32 there, mark, 0;
 @!there bra again;
-mov.b32 $0, sum;
+mov.b32 $0, value;
 }""")
 
 
@@ -31,11 +33,14 @@ def post(board_ptr, at, value, mask):
 
 @triton.jit
 def collect(board_ptr, at, COUNT: tl.constexpr):
-    """Wait for COUNT words from number `at` on; their sum, always in the same order."""
+    """The COUNT values from word number `at` on, once they are there; zeros up to the next power of two."""
     # In one dimension, so that each thread waits for one word: in two it would take its turn with eight and more. In
     # inline assembly, as Triton does not pipeline a loop with a loop inside.
     lanes = tl.arange(0, triton.next_power_of_2(COUNT))
     there = lanes < COUNT
     pointers = board_ptr + at + tl.where(there, lanes, 0)
-    sums = tl.inline_asm_elementwise(_WAIT, "=r,l", [pointers], dtype=tl.float32, is_pure=False, pack=1)
-    return tl.sum(tl.where(there, sums, 0.0), axis=0)
+    if INTERPRETED:
+        values = (tl.load(pointers) & 0xFFFFFFFF).to(tl.uint32).to(tl.float32, bitcast=True)
+    else:
+        values = tl.inline_asm_elementwise(_WAIT, "=r,l", [pointers], dtype=tl.float32, is_pure=False, pack=1)
+    return tl.where(there, values, 0.0)

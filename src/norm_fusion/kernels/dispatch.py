@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from norm_fusion.kernels.launch import Device
+
 INT32_LIMIT = 2**31
 _HERE = nullcontext()
 
@@ -44,6 +46,7 @@ class Dispatch:
         early = launches_early(device) and not cooperative
         if early:
             self.options["launch_pdl"] = True
+        self.cooperative = cooperative
         if cooperative:
             self.options["launch_cooperative_grid"] = True
         self.constants = (*constants, early)
@@ -75,8 +78,10 @@ class Dispatch:
             if ready is None:
                 run = self.kernel[(programs, 1, 1)]
                 made = run(*pointers, *integers, *floats, *self.constants, **self.options)
-                if made is not None:  # the interpreter compiles nothing
+                if made is not None:
                     self.compiled[key] = made
+                elif self.cooperative:  # the interpreter, which compiles nothing: see `board`
+                    run(*pointers, *integers, *floats, *self.constants, **self.options)
             elif _watched():
                 ready[(programs, 1, 1)](*pointers, *integers, *floats, *self.constants)
             else:
@@ -114,6 +119,18 @@ def current_stream(device: torch.device) -> int:
 def launches_early(device: torch.device) -> bool:
     """Whether the GPU has programmatic dependent launch: NVIDIA's from compute capability 9.0 on."""
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@cache
+def device_of(which: torch.device) -> Device:
+    """A CPU, where the interpreter runs one program after the other, counts as a small GPU."""
+    if which.type != "cuda":
+        return Device(4, 227 * 1024, cooperative=False)
+    from triton.runtime import driver
+
+    properties = driver.active.utils.get_device_properties(which.index)
+    # Programs wait for each other in inline assembly, which is NVIDIA's.
+    return Device(properties["multiprocessor_count"], properties["max_shared_mem"], torch.version.hip is None)
 
 
 def _on(device: torch.device) -> torch.cuda.device | nullcontext[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,46 @@ class Launch:
     lean: bool = False
     wide: bool = False
     maxnreg: int | None = None
+
+
+class Device(NamedTuple):
+    """Multiprocessors, bytes of shared memory that a program may have, and whether there is cooperative launch."""
+
+    processors: int
+    shared: int
+    cooperative: bool
+
+
+@dataclass(frozen=True)
+class CooperativeLaunch:
+    """Programs of `body` columns share a row; `per_sm` of them run on a multiprocessor, all at the same time.
+
+    `stages`: how many rows are on their way at a time.
+    """
+
+    body: int
+    num_warps: int
+    per_sm: int
+    stages: int
+
+    @property
+    def maxnreg(self) -> int:
+        """Registers a thread, so that so many programs do run."""
+        return min(255, 65536 // (32 * self.num_warps * self.per_sm) // 8 * 8)
+
+    def sharing(self, cols: int, heads: int, device: Device) -> int:
+        """How many programs share the rows of one chunk of a head; 0: not all chunks run at the same time."""
+        return self.per_sm * device.processors // (-(-cols // self.body) * heads)
+
+
+@cache
+def pick_cooperative(cols: int, itemsize: int, centred: bool) -> CooperativeLaunch | None:
+    """The launch of rows that several programs should share, where they can; None for rows that one should take."""
+    if itemsize == 4:
+        return CooperativeLaunch(2048, 4, 4, 3) if cols > 32768 else None
+    if centred:
+        return CooperativeLaunch(4096, 4, 3, 3) if cols > 20480 else None
+    return CooperativeLaunch(4096, 8, 4, 3) if cols > 65536 else None
 
 
 @cache

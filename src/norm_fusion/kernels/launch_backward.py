@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
-from norm_fusion.kernels.launch import next_power_of_2
+from norm_fusion.kernels.launch import Device, next_power_of_2
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,6 @@ class BackwardLaunch:
     maxnreg: int | None = None
     sum_rows: int = 256
     sum_cols: int = 16
-
-
-class Device(NamedTuple):
-    """What a launch depends on: multiprocessors, bytes of shared memory that a program may have, cooperative launch."""
-
-    processors: int
-    shared: int
-    cooperative: bool
 
 
 class Given(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from norm_fusion.ops.backward import Gradients, Wanted, backward
 from norm_fusion.ops.composition import composition
@@ -53,24 +54,27 @@ def gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, wanted: Wanted, ru
             return Gradients(None, None, None, None, None)
         dx, dr = (dh.to(dtype) if want else None for dtype, want in zip(ctx.dtypes, wanted[:2], strict=True))
         return Gradients(dx, dr, None, None, None)
-    if torch.is_grad_enabled():  # create_graph=True: the gradient will be differentiated
+    # create_graph=True: the gradient will be differentiated; or many are asked for at once, is_grads_batched=True.
+    if torch.is_grad_enabled() or any(t is not None and is_legacy_batchedtensor(t) for t in (dy, dh)):
         return _differentiable(ctx, dy, dh, Operands(h, None, gate, weight, bias), wanted)
     found: Sequence[Tensor | None] = run(ctx.norm, dy, dh, h, gate, weight, bias, saved, ctx.dtypes, wanted)
     return found
 
 
 def _differentiable(ctx: Any, dy: Tensor, dh: Tensor | None, given: Operands, wanted: Wanted) -> Gradients:
-    """The gradients by PyTorch's own operators, so that they have gradients too.
+    """The gradients by PyTorch's own operators, so that they have gradients too, and can be batched.
 
     Each operand goes in under a name of its own: where one was made from another, as a gate from the input may be, the
     way from that one to this is not the norm's to follow.
     """
     norm = ctx.norm._replace(out_dtype=dy.dtype, cast_first=False)  # a rounding's gradient is 1
-    again = Operands(*[None if t is None else t.view_as(t) for t in given])  # type: ignore[arg-type]
-    y, _ = composition(norm, again)
+    twice = torch.is_grad_enabled()
+    with torch.enable_grad():
+        again = Operands(*[None if t is None else t.view_as(t).requires_grad_() for t in given])  # type: ignore[arg-type]
+        y, _ = composition(norm, again)
     wants = (wanted.x or wanted.residual, False, wanted.gate, wanted.weight, wanted.bias)
     asked = [t for t, want in zip(again, wants, strict=True) if t is not None and want]
-    found = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
+    found = iter(torch.autograd.grad(y, asked, dy, create_graph=twice))
     by_h, _, dz, dw, db = (next(found) if t is not None and w else None for t, w in zip(again, wants, strict=True))
     if by_h is not None and dh is not None:
         by_h = by_h + dh

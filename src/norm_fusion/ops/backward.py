@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from norm_fusion.kernels.dispatch import Dispatch
-from norm_fusion.kernels.launch_backward import BackwardLaunch, Device, Given, pick_backward
+from norm_fusion.kernels.dispatch import Dispatch, device_of
+from norm_fusion.kernels.launch_backward import BackwardLaunch, Given, pick_backward
 from norm_fusion.ops.norm import Norm
 from norm_fusion.ops.rows import PLANS, Dtypes, Rows, evenly, lay_out
 
@@ -205,15 +205,3 @@ def _kernels(form: Form, device: torch.device) -> Kernels:
         Dispatch(kernels.row_means, (*constants, launch.body), launch.num_warps, None, device),
         Dispatch(kernels.column_sums, (launch.sum_rows, launch.sum_cols), 4, None, device),
     )
-
-
-@cache
-def device_of(which: torch.device) -> Device:
-    """A CPU, where the interpreter runs one program after the other, counts as a small GPU."""
-    if which.type != "cuda":
-        return Device(4, 227 * 1024, cooperative=False)
-    from triton.runtime import driver
-
-    properties = driver.active.utils.get_device_properties(which.index)
-    # Programs wait for each other in inline assembly, which is NVIDIA's.
-    return Device(properties["multiprocessor_count"], properties["max_shared_mem"], torch.version.hip is None)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from norm_fusion.kernels.dispatch import Dispatch
-from norm_fusion.kernels.launch import pick_layer_norm, pick_rms_norm
+from norm_fusion.kernels.dispatch import Dispatch, device_of
+from norm_fusion.kernels.launch import pick_cooperative, pick_layer_norm, pick_rms_norm
 from norm_fusion.ops.norm import Norm, Operands
 from norm_fusion.ops.rows import PLANS, Dtypes, Rows, evenly, lay_out
 
@@ -39,7 +39,7 @@ def forward(norm: Norm, given: Operands, save: bool) -> tuple[Tensor, Tensor | N
         count = math.prod(x.shape[: x.dim() - norm.trailing])
         saved = x.new_empty((2, count) if norm.centred else (count,), dtype=torch.float32)
     if not x.numel():
-        return y, h, saved
+        return y, h, None if saved is None else saved.zero_()
 
     weight = None if weight is None else weight.contiguous()
     bias = None if bias is None else bias.contiguous()
@@ -52,20 +52,23 @@ def forward(norm: Norm, given: Operands, save: bool) -> tuple[Tensor, Tensor | N
         (x, residual, gate), rows = lay_out((x, residual, gate), norm.trailing)  # type: ignore[assignment]
         plan = _plan(norm, save, rows, width, dtypes, x.device)
     count = x.numel() // plan.cols
-    programs = -(-count // plan.block_rows)
-    if norm.centred:
-        plan.kernel(programs, (x, residual, weight, bias, y, h, saved), (count, *plan.sizes), (norm.eps,))
-    else:
-        plan.kernel(programs, (x, residual, gate, weight, bias, y, h, saved), (count, *plan.sizes), (norm.eps,))
+    pointers: tuple[Tensor | None, ...] = (x, residual, gate, weight, bias, y, h, saved)
+    kernel, programs = plan.kernel, -(-count // plan.kernel.block_rows)
+    if kernel.sharing:
+        programs = min(count // plan.heads, kernel.sharing) * plan.heads * kernel.chunks
+        pointers = (*pointers, x.new_zeros((3 if norm.centred else 1, count, kernel.chunks), dtype=torch.int64))
+    elif norm.centred:
+        pointers = (x, residual, weight, bias, y, h, saved)
+    kernel.dispatch(programs, pointers, (count, *plan.sizes), (norm.eps,))
     return y, h, saved
 
 
 class Plan(NamedTuple):
-    """A kernel and its integers for rows that lie in one way, their number apart."""
+    """A kernel and its integers for rows that lie in one way, their number apart; `heads`: how many weights."""
 
     cols: int
-    kernel: Dispatch
-    block_rows: int
+    heads: int
+    kernel: Kernel
     sizes: tuple[int | None, ...]
 
 
@@ -76,20 +79,11 @@ def _evenly(norm: Norm, save: bool, row: tuple[int, ...], width: int, dtypes: Dt
 
 
 def _plan(norm: Norm, save: bool, rows: Rows, width: int, dtypes: Dtypes, device: torch.device) -> Plan:
-    kernel, block_rows = _kernel(
-        Form(
-            norm._replace(trailing=1, eps=0.0),
-            save,
-            rows.cols,
-            rows.vec,
-            rows.inner is None,
-            width // rows.cols,
-            dtypes,
-        ),
-        device,
-    )
-    strides = rows.strides[:2] if norm.centred else rows.strides
-    return Plan(rows.cols, kernel, block_rows, (rows.inner, rows.middle, *(s for one in strides for s in one)))
+    heads = max(1, width // rows.cols)
+    norm = norm._replace(trailing=1, eps=0.0)  # whatever these are, the kernel is the same
+    kernel = _kernel(Form(norm, save, rows.cols, rows.vec, rows.inner is None, heads, dtypes), device)
+    strides = rows.strides[:2] if norm.centred and not kernel.sharing else rows.strides
+    return Plan(rows.cols, heads, kernel, (rows.inner, rows.middle, *(s for one in strides for s in one)))
 
 
 class Form(NamedTuple):
@@ -104,24 +98,46 @@ class Form(NamedTuple):
     dtypes: Dtypes
 
 
+class Kernel(NamedTuple):
+    """A kernel, and how many rows one of its programs takes at a time.
+
+    `sharing` where a row is cut into `chunks`, a program each: how many at most share the rows of a chunk; else 0.
+    """
+
+    dispatch: Dispatch
+    block_rows: int
+    chunks: int = 1
+    sharing: int = 0
+
+
 @cache
-def _kernel(form: Form, device: torch.device) -> tuple[Dispatch, int]:
-    """The kernel, and how many rows one of its programs takes."""
+def _kernel(form: Form, device: torch.device) -> Kernel:
     from triton import language
 
-    from norm_fusion.kernels import layer_norm, rms_norm
+    from norm_fusion.kernels import cooperative, layer_norm, rms_norm
 
     norm, (x, residual, gate, weight, _) = form.norm, form.dtypes
     assert x is not None
     rounded = {torch.float16: language.float16, torch.bfloat16: language.bfloat16}  # fp32 values are not
     held = x if residual is None else norm.residual_dtype or residual
     gate_first = gate is not None and norm.gate_first
-    pick = pick_layer_norm if norm.centred else pick_rms_norm
-    launch = pick(form.cols, 4 if gate_first else held.itemsize)
+    itemsize = 4 if gate_first else held.itemsize
     cast = x if norm.cast_first else None
     product = cast if weight in (None, cast) else torch.float32
-    constants: list[object] = [form.cols, form.vec, max(form.heads, 1), norm.offset]
+    constants: list[object] = [form.cols, form.vec, form.heads, norm.offset]
     constants += [None if dtype is None else rounded.get(dtype) for dtype in (cast, product)]
+
+    shared = pick_cooperative(form.cols, itemsize, norm.centred)
+    if shared is not None and device_of(device).cooperative:
+        sharing = shared.sharing(form.cols, form.heads, device_of(device))
+        if sharing:
+            constants += [gate_first, norm.centred, shared.body, shared.stages]
+            dispatch = Dispatch(
+                cooperative.norm_cooperative, tuple(constants), shared.num_warps, shared.maxnreg, device, True
+            )
+            return Kernel(dispatch, 1, -(-form.cols // shared.body), sharing)
+
+    launch = (pick_layer_norm if norm.centred else pick_rms_norm)(form.cols, itemsize)
     if not norm.centred:
         constants.append(gate_first)
     if launch.wide:
@@ -130,4 +146,4 @@ def _kernel(form: Form, device: torch.device) -> tuple[Dispatch, int]:
     else:
         kernel = layer_norm.layer_norm_rows if norm.centred else rms_norm.rms_norm_rows
         constants += [launch.block_rows, launch.body, launch.tail, launch.lean]
-    return Dispatch(kernel, tuple(constants), launch.num_warps, launch.maxnreg, device), launch.block_rows
+    return Kernel(Dispatch(kernel, tuple(constants), launch.num_warps, launch.maxnreg, device), launch.block_rows)

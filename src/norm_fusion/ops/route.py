@@ -41,11 +41,10 @@ def normalize(name: str, norm: Norm, shape: tuple[int, ...], given: Operands) ->
 
 
 def _run(norm: Norm, given: Operands) -> tuple[Tensor, Tensor | None]:
-    compiling = torch.compiler.is_compiling()
-    if not uses_triton(given.x.device.type) or (not compiling and _transformed()):
+    if not uses_triton(given.x.device.type) or forward_ad._current_level >= 0 or _transformed():
         return composition(norm, given)
     wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    if compiling or not _plain(given):
+    if torch.compiler.is_compiling() or not _plain(given):
         return through_dispatcher(norm, given, wants_gradient)
     if wants_gradient:
         y, h = Normalize.apply(norm, *given)  # type: ignore[no-untyped-call]
@@ -55,8 +54,13 @@ def _run(norm: Norm, given: Operands) -> tuple[Tensor, Tensor | None]:
 
 
 def _transformed() -> bool:
-    """Inside torch.func's transforms or forward-mode differentiation, which an opaque kernel has no rule for?"""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    """Inside torch.func's transforms, which an opaque kernel has no rule for?"""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# torch.compile calls it, and compiles anew for other transforms. (torch.compiler.assume_constant_result, which says so,
+# imports the compiler, and that Triton.)
+_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _plain(given: Operands) -> bool:
