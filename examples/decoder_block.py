@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, LlamaConfig, Qwen3Config
 
 import norm_fusion
+from norm_fusion.cli.options import DEVICES, checked_device
 from norm_fusion.measure import environment, graphs, timing
+from norm_fusion.measure.environment import Refused, resolve_device
 from norm_fusion.measure.ring import Contestant, Ring
 from norm_fusion.metrics import geometric_mean, interval, percentile, speedup
-from norm_fusion.spec import EFFORTS
+from norm_fusion.spec import EFFORTS, SpecError
 
 CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 INPUTS = 4
@@ -173,6 +175,14 @@ def apart(asked: argparse.Namespace, replicate: int) -> dict[str, Any]:
         return fresh.submit(measure, asked, replicate).result()
 
 
+def device(name: str) -> str:
+    """For argparse, as the lab's --device."""
+    try:
+        return str(resolve_device(checked_device(name)))
+    except (SpecError, Refused) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=CONFIGS, default="llama", help="qwen3 normalizes queries and keys, too")
@@ -181,11 +191,14 @@ def main() -> None:
     parser.add_argument("--backward", action="store_true", help="time forward and backward, not forward alone")
     parser.add_argument("--processes", type=int, default=5, help="one has no intervals")
     parser.add_argument("--quick", action="store_true", help="as the lab's --quick: fewer samples")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", type=device, default="auto", help=DEVICES)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON instead")
     asked = parser.parse_args()
     if asked.hidden % 128 or asked.hidden < 128:
         parser.error(f"--hidden {asked.hidden}: heads have 128 dimensions, choose a multiple of 128")
+    for name in ("tokens", "processes"):
+        if getattr(asked, name) < 1:
+            parser.error(f"--{name} {getattr(asked, name)}: at least 1")
     made = show([apart(asked, replicate) for replicate in range(asked.processes)], asked)
     if asked.json:
         print(json.dumps(made))

@@ -24,6 +24,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import norm_fusion
+from norm_fusion.cli.options import DEVICES, checked_device
+from norm_fusion.measure.environment import Refused, resolve_device
+from norm_fusion.spec import SpecError
 
 TEXT = Path(__file__).parents[1] / "LICENSE"
 SHOWN = 11  # losses
@@ -101,8 +104,10 @@ def show(original: dict[str, Any], patched: dict[str, Any], asked: argparse.Name
     last = asked.steps - 1
     for step in sorted({round(i * last / (SHOWN - 1)) for i in range(SHOWN)}):
         print(f"{step + 1:>8} {original['losses'][step]:>10.4f} {patched['losses'][step]:>10.4f}")
-    ratio = original["step_s"] / patched["step_s"]
-    print(f"\n{'a step':>8} {_ms(original):>10} {_ms(patched):>10}   {ratio:.2f}x")
+    ratio = f"{original['step_s'] / patched['step_s']:.2f}x"
+    if not asked.device.startswith("cuda"):
+        ratio = "on a CPU, which says nothing about the kernels"
+    print(f"\n{'a step':>8} {_ms(original):>10} {_ms(patched):>10}   {ratio}")
     print(f"{'memory':>8} {_mib(original):>10} {_mib(patched):>10}   at its peak")
 
 
@@ -114,9 +119,17 @@ def _mib(found: dict[str, Any]) -> str:
     return f"{found['peak_bytes'] / 2**20:,.0f} MiB"
 
 
+def device(name: str) -> str:
+    """For argparse, as the lab's --device."""
+    try:
+        return str(resolve_device(checked_device(name)))
+    except (SpecError, Refused) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", type=device, default="auto", help=DEVICES)
     parser.add_argument("--compile", action="store_true", help="train torch.compile(model)")
     parser.add_argument("--json", action="store_true", help="print every loss and figure as JSON instead")
     for name, of_gpu in SIZES["cuda"].items():
@@ -127,6 +140,14 @@ def main() -> None:
             setattr(asked, name, value)
     if asked.steps <= UNTIMED:
         parser.error(f"--steps {asked.steps}: more than {UNTIMED} are needed, the first {UNTIMED} are not timed")
+    bytes_there = TEXT.stat().st_size
+    if not 1 < asked.length < bytes_there:
+        parser.error(f"--length {asked.length}: the text has {bytes_there:,} bytes, choose 2 to {bytes_there - 1}")
+    for name in ("batch", "layers"):
+        if getattr(asked, name) < 1:
+            parser.error(f"--{name} {getattr(asked, name)}: at least 1")
+    if asked.hidden < 64 or asked.hidden % 64:
+        parser.error(f"--hidden {asked.hidden}: heads have 64 dimensions, choose a multiple of 64")
     original, patched = apart(False, asked), apart(True, asked)
     if asked.json:
         print(json.dumps({"asked": vars(asked), "original": original, "patched": patched}))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from norm_fusion import functional, modules, patching
 from norm_fusion.kernels.dispatch import Dispatch
@@ -335,11 +336,14 @@ def test_a_gated_norm_without_its_gate_is_refused() -> None:
         norm(given[0], None)
 
 
-def test_what_the_kernels_do_not_have_is_refused_at_the_call() -> None:
-    norm = norm_of(FORMS["Llama"])
-    patch_model(norm)
-    with pytest.raises(TypeError, match=r"input is torch\.float64: rms_norm takes torch\.float16"):
-        norm(torch.randn(3, COLS, dtype=torch.float64))
+@pytest.mark.parametrize("form", ["Llama", "Gemma", "Qwen3-Next gated", "torch LayerNorm"])
+def test_an_input_that_the_kernels_do_not_have_goes_to_the_original(form: str) -> None:
+    norm, given = norm_of(FORMS[form]), [tensor.double() for tensor in arguments(FORMS[form], F32)]
+    if form == "torch LayerNorm":
+        norm = nn.LayerNorm(COLS, elementwise_affine=False)
+    expected = norm(*given)
+    assert patch_model(norm).replaced
+    assert torch.equal(norm(*given), expected)
 
 
 # What is replaced, what is not, and what the report says.
@@ -493,6 +497,15 @@ def test_a_float64_module_keeps_working() -> None:
     expected = model(x)
     assert not patch_model(model).replaced
     assert torch.equal(model(x), expected)
+
+
+def test_unpatching_says_what_it_cannot_restore() -> None:
+    model = nn.Sequential(nn.LayerNorm(8), nn.RMSNorm(8))
+    patch_model(model)
+    parametrize.register_parametrization(model[1], "weight", nn.Identity())
+    with pytest.warns(UserWarning, match=r"1  stay patched, as their class was changed again since: 1$"):
+        assert unpatch_model(model) == 1
+    assert type(model[0]) is nn.LayerNorm
 
 
 def of(change: Callable[[Any], object], identity: str = FORMS["Llama"]) -> nn.Module:

@@ -8,6 +8,7 @@ table, TABLE. Any other that looks like a norm is reported and left as it is: wh
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -159,7 +160,8 @@ def patch_model(model: nn.Module, *, strict: bool = False) -> Report:
 
     What a class computes is kept: eps, offset, dtypes, and where a Llama rounds. A subclass that inherits its forward
     counts as the class it inherits it from; one that has its own is unknown. Norms in dtypes that the kernels do not
-    have, float64 for one, are left alone. Calling this again replaces nothing, and says so.
+    have, float64 for one, are left alone, and inputs in such a dtype go to the original's forward. Calling this again
+    replaces nothing, and says so.
 
     Do not patch a model that goes through torch.compile: the compiler fuses the norm it can see with its neighbours,
     and an operator that it cannot see into costs it that. Patch before what replaces forward on single modules
@@ -204,14 +206,22 @@ def patch_model(model: nn.Module, *, strict: bool = False) -> Report:
 def unpatch_model(model: nn.Module) -> int:
     """Give the norms that `patch_model` replaced their own classes back; how many there were.
 
+    Of a norm to which something else has given a class of its own since, fully_shard or parametrize for two, it warns:
+    unpatch before those.
+
     Raises:
         TypeError: model is no torch.nn.Module.
     """
     _require_module("unpatch_model", model)
-    patched = [module for module in model.modules() if ORIGINAL in vars(type(module))]
-    for module in patched:
-        module.__class__ = getattr(type(module), ORIGINAL)
-    return len(patched)
+    patched = {name: module for name, module in model.named_modules() if hasattr(type(module), ORIGINAL)}
+    changed = tuple(name for name, module in patched.items() if ORIGINAL not in vars(type(module)))
+    for name, module in patched.items():
+        if name not in changed:
+            module.__class__ = getattr(type(module), ORIGINAL)
+    if changed:
+        listed = _line("stay patched, as their class was changed again since", changed)
+        warnings.warn(f"unpatch_model: {listed.strip()}", stacklevel=2)
+    return len(patched) - len(changed)
 
 
 def _require_module(name: str, model: object) -> None:
@@ -281,7 +291,12 @@ def _fused(original: type[nn.Module]) -> type[nn.Module]:
             "norm_fusion or transformers; load the model by its state dict"
         )
     # Its name holds the original's: Hugging Face initializes what has "RMSNorm" or "LayerNorm" in its name.
-    members = {"forward": _forward(form), "__reduce_ex__": _reduce_ex, "__module__": __name__, ORIGINAL: original}
+    members = {
+        "forward": _forward(form, original),
+        "__reduce_ex__": _reduce_ex,
+        "__module__": __name__,
+        ORIGINAL: original,
+    }
     FUSED[original] = type(f"Fused{original.__name__}", (original,), members)
     return FUSED[original]
 
@@ -296,16 +311,12 @@ def _blank(original: type[nn.Module]) -> nn.Module:
     return cls.__new__(cls)
 
 
-def _forward(form: Form) -> Callable[..., Tensor]:
-    """A forward with the argument names of the original's.
+def _forward(form: Form, original: type[nn.Module]) -> Callable[..., Tensor]:
+    """A forward with the argument names of the original's, which takes what the kernels do not.
 
     It gives out_dtype even where that is the input's: autocast changes the dtypes of torch's functions, and of none of
     those that Hugging Face's norms are made of.
     """
-    if form.kind == "torch's rms":
-        return RMSNorm.forward
-    if form.kind == "torch's layer":
-        return LayerNorm.forward
 
     def options(module: Any, x: Tensor) -> dict[str, Any]:
         given, weight = x.dtype, module.weight.dtype
@@ -318,17 +329,33 @@ def _forward(form: Form) -> Callable[..., Tensor]:
             "out_dtype": out,
         }
 
+    def run(module: Any, x: Tensor) -> Tensor:
+        if x.dtype not in DTYPES:
+            y: Tensor = original.forward(module, x)
+            return y
+        if form.kind == "torch's rms":
+            return RMSNorm.forward(module, x)
+        if form.kind == "torch's layer":
+            return LayerNorm.forward(module, x)
+        return functional.rms_norm(x, module.weight.shape, **options(module, x))
+
     def of_hidden_states(self: Any, hidden_states: Tensor) -> Tensor:
-        return functional.rms_norm(hidden_states, self.weight.shape, **options(self, hidden_states))
+        return run(self, hidden_states)
 
     def of_x(self: Any, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self.weight.shape, **options(self, x))
+        return run(self, x)
+
+    def of_input(self: Any, input: Tensor) -> Tensor:  # noqa: A002, torch's own argument name
+        return run(self, input)
 
     def gated(self: Any, hidden_states: Tensor, gate: Tensor) -> Tensor:
         if gate is None:
             raise TypeError(f"gate is None: {type(self).__name__} takes a torch.Tensor")
+        if hidden_states.dtype not in DTYPES:
+            y: Tensor = original.forward(self, hidden_states, gate)
+            return y
         return functional.gated_rms_norm(hidden_states, gate, **options(self, hidden_states))
 
     if form.kind == "gated rms":
         return gated
-    return of_x if form.takes == "x" else of_hidden_states
+    return {"hidden_states": of_hidden_states, "x": of_x, "input": of_input}[form.takes]
