@@ -1,6 +1,7 @@
 """What is committed beside the code: the runs in evidence/, and what README.md and docs/ quote of them."""
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,10 @@ def test_the_harness_passed_where_that_is_said(check: Path) -> None:
 def test_there_is_evidence() -> None:
     assert {check.parent.name for check in CHECKS} >= {"h200-aa-all", "h200-planted", "h200-harness", "cpu-harness"}
     assert len(RUNS) >= 10
+
+
+def test_readmes_code_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 norms replaced")

@@ -239,6 +239,7 @@ V = values(8)
     ("x", "shape", "weight", "error", "message"),
     [
         (X.double(), (8,), None, TypeError, r"input is torch\.float64: .* takes torch\.float16, .*torch\.float32"),
+        (X.to_sparse(), (8,), None, TypeError, r"input is torch\.sparse_coo: .*norm takes torch\.strided"),
         (X.int(), (8,), None, TypeError, r"input is torch\.int32"),
         (X, (), None, ValueError, r"normalized_shape is \[\], input has shape \[2, 3, 8\]"),
         (X, (3,), None, ValueError, r"normalized_shape is \[3\], input has shape \[2, 3, 8\]: .*trailing"),

@@ -45,6 +45,8 @@ def check(name: str, norm: Norm, shape: tuple[int, ...], given: Operands) -> Non
         raise TypeError(f"input is a {type(x).__name__}: {name} takes a torch.Tensor")
     if x.dtype not in DTYPES:
         raise TypeError(f"input is {x.dtype}: {name} takes {_names(DTYPES)}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"input is {x.layout}: {name} takes {torch.strided}")
     if not shape or x.shape[-len(shape) :] != shape:
         raise ValueError(
             f"normalized_shape is {list(shape)}, input has shape {list(x.shape)}: "
