@@ -12,8 +12,9 @@ Three ways to hold a row, chosen by `launch.pick_rms_norm` from its width alone:
   reduction: its latency hides behind that of x.
 - the same, LEAN: a 16-bit row stays in its 16 bits between its two uses and the weight is loaded after the reduction,
   which halves the registers: rows of up to 65,536 columns are read once.
-- walked twice (`rms_norm_wide`): a row that no register file holds, and some narrower ones where that is faster; the
-  second walk runs backwards, because the end of the row is what the caches still hold.
+- walked twice (`rms_norm_wide`): a row that no register file holds and that programs cannot share (`cooperative`), and
+  some narrower ones where that is faster; the second walk runs backwards, because the end of the row is what the caches
+  still hold.
 
 What decides at widths that fit: how many bytes an SM has in flight. 40 to 56 KiB is best on an H200; more, by a smaller
 register count, is worse again, and a copy of whole rows by such programs takes as long (4096x4096 fp16, a single
