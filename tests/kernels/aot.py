@@ -156,11 +156,11 @@ class CooperativeJob(Job):
 
     @property
     def kernel(self) -> str:
-        return "norm_cooperative"
+        return "rms_norm_cooperative"
 
     @property
     def cooperative_launch(self) -> CooperativeLaunch:
-        launch = pick_cooperative(self.cols, 4 if self.gate_first else self.itemsize, self.op == "layer_norm")
+        launch = pick_cooperative(self.cols, 4 if self.gate_first else self.itemsize)
         assert launch is not None, self
         return launch
 

@@ -80,8 +80,8 @@ BACKWARDS = [
 ]
 SHARED_BACKWARDS = [job for job in BACKWARDS if job.name == "norm_backward" and job.backward_launch.cooperative]
 SHARED = [
-    *[CooperativeJob(op, 131072, dtype, cc) for cc in (80, 86, 90, 100) for op in OPS for dtype in ("bf16", "fp32")],
-    *[CooperativeJob(op, 131073, "fp16", given=given) for op in OPS for given in ("", "wbrs")],
+    *[CooperativeJob("rms_norm", 131072, dtype, cc) for cc in (80, 86, 90, 100) for dtype in ("bf16", "fp32")],
+    *[CooperativeJob("rms_norm", 131073, "fp16", given=given) for given in ("", "wbrs")],
     CooperativeJob("rms_norm", 131072, "bf16", given="wzs"),
     CooperativeJob("rms_norm", 131072, "bf16", given="wzs", gate_first=True),
 ]

@@ -31,7 +31,7 @@ class Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dh: Tensor | None = None) -> Any:
         run: Any = backward
-        if any(t is not None and type(t) is not Tensor for t in (dy, dh)):
+        if (dy is not None and type(dy) is not Tensor) or (dh is not None and type(dh) is not Tensor):
             # A gradient still on its way from another process, say: the dispatcher waits for it.
             from norm_fusion.ops.library import call_backward as run
         return None, *gradients(ctx, dy, dh, Wanted(*ctx.needs_input_grad[1:]), run)
@@ -55,7 +55,8 @@ def gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, wanted: Wanted, ru
         dx, dr = (dh.to(dtype) if want else None for dtype, want in zip(ctx.dtypes, wanted[:2], strict=True))
         return Gradients(dx, dr, None, None, None)
     # create_graph=True: the gradient will be differentiated; or many are asked for at once, is_grads_batched=True.
-    if torch.is_grad_enabled() or any(t is not None and is_legacy_batchedtensor(t) for t in (dy, dh)):
+    batched = is_legacy_batchedtensor(dy) or (dh is not None and is_legacy_batchedtensor(dh))
+    if batched or torch.is_grad_enabled():
         return _differentiable(ctx, dy, dh, Operands(h, None, gate, weight, bias), wanted)
     found: Sequence[Tensor | None] = run(ctx.norm, dy, dh, h, gate, weight, bias, saved, ctx.dtypes, wanted)
     return found

@@ -80,7 +80,7 @@ def backward(
             if vector is not None:
                 vector.zero_()
         return gradients
-    if all(gradient is None for gradient in gradients):
+    if dx is None and dr is None and dz is None and dw is None and db is None:
         return gradients
 
     vector = bias if weight is None else weight

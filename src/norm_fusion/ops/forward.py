@@ -56,7 +56,7 @@ def forward(norm: Norm, given: Operands, save: bool) -> tuple[Tensor, Tensor | N
     kernel, programs = plan.kernel, -(-count // plan.kernel.block_rows)
     if kernel.sharing:
         programs = min(count // plan.heads, kernel.sharing) * plan.heads * kernel.chunks
-        pointers = (*pointers, x.new_zeros((3 if norm.centred else 1, count, kernel.chunks), dtype=torch.int64))
+        pointers = (*pointers, x.new_zeros((count, kernel.chunks), dtype=torch.int64))
     elif norm.centred:
         pointers = (x, residual, weight, bias, y, h, saved)
     kernel.dispatch(programs, pointers, (count, *plan.sizes), (norm.eps,))
@@ -82,7 +82,7 @@ def _plan(norm: Norm, save: bool, rows: Rows, width: int, dtypes: Dtypes, device
     heads = max(1, width // rows.cols)
     norm = norm._replace(trailing=1, eps=0.0)  # whatever these are, the kernel is the same
     kernel = _kernel(Form(norm, save, rows.cols, rows.vec, rows.inner is None, heads, dtypes), device)
-    strides = rows.strides[:2] if norm.centred and not kernel.sharing else rows.strides
+    strides = rows.strides[:2] if norm.centred else rows.strides
     return Plan(rows.cols, heads, kernel, (rows.inner, rows.middle, *(s for one in strides for s in one)))
 
 
@@ -127,14 +127,13 @@ def _kernel(form: Form, device: torch.device) -> Kernel:
     constants: list[object] = [form.cols, form.vec, form.heads, norm.offset]
     constants += [None if dtype is None else rounded.get(dtype) for dtype in (cast, product)]
 
-    shared = pick_cooperative(form.cols, itemsize, norm.centred)
+    shared = None if norm.centred else pick_cooperative(form.cols, itemsize)
     if shared is not None and device_of(device).cooperative:
         sharing = shared.sharing(form.cols, form.heads, device_of(device))
         if sharing:
-            constants += [gate_first, norm.centred, shared.body, shared.stages]
-            dispatch = Dispatch(
-                cooperative.norm_cooperative, tuple(constants), shared.num_warps, shared.maxnreg, device, True
-            )
+            constants += [gate_first, shared.body, shared.stages]
+            kernel = cooperative.rms_norm_cooperative
+            dispatch = Dispatch(kernel, tuple(constants), shared.num_warps, shared.maxnreg, device, True)
             return Kernel(dispatch, 1, -(-form.cols // shared.body), sharing)
 
     launch = (pick_layer_norm if norm.centred else pick_rms_norm)(form.cols, itemsize)
