@@ -3,6 +3,7 @@
     python examples/decoder_block.py                       # Llama-3-8B's block, 4,096 tokens, on a GPU
     python examples/decoder_block.py --model qwen3 --tokens 512 --backward
     python examples/decoder_block.py --device cpu --hidden 256 --tokens 64 --processes 2   # only to see it run
+    python examples/decoder_block.py --json > block.json; python examples/decoder_block.py --again block.json
 
 To torch.compile our norms are opaque: it compiles around them, and can no longer fuse one with the residual's addition
 before it. What that costs, or gains, is what this measures, with the lab's own clocks: contestants take turns in
@@ -16,7 +17,11 @@ import copy
 import json
 import multiprocessing
 import random
+import shlex
+import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,11 +34,15 @@ from norm_fusion.measure import environment, graphs, timing
 from norm_fusion.measure.environment import Refused, resolve_device
 from norm_fusion.measure.ring import Contestant, Ring
 from norm_fusion.metrics import geometric_mean, interval, percentile, speedup
+from norm_fusion.records import Environment
+from norm_fusion.report.table import machine
 from norm_fusion.spec import EFFORTS, SpecError
 
 CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 INPUTS = 4
 WAYS = ("eager", "compiled")
+NAMES = ("original", "patched")
+CALLED = {"graph": "in a CUDA graph", "wall": "one call, waited for"}
 SERIES = {"cuda": ("graph", "wall"), "cpu": ("wall",)}
 
 
@@ -135,44 +144,52 @@ def measure(asked: argparse.Namespace, replicate: int) -> dict[str, Any]:
     return {"samples": blocks_of, "errors": found, "notes": notes}
 
 
-def show(runs: list[dict[str, Any]], asked: argparse.Namespace) -> dict[str, Any]:
-    """Print the medians, and patched over original, of each series and way; the same as a dict."""
-    where = torch.cuda.get_device_name(asked.device) if asked.device.startswith("cuda") else "the CPU"
-    what = "forward and backward" if asked.backward else "forward"
-    made: dict[str, Any] = {"device": where, "asked": vars(asked), "series": {}, "errors": runs[0]["errors"]}
-    lines = [f"{asked.model} block, hidden {asked.hidden}, {asked.tokens} tokens, bfloat16, {what}, on {where}"]
+def compared(runs: list[dict[str, Any]], series: str, way: str) -> dict[str, Any] | None:
+    """Patched against original: medians, the speedup and its interval. None where one was not captured."""
+    pairs = [tuple(run["samples"][series].get(f"{way}, {name}") for name in NAMES) for run in runs]
+    if any(one is None for pair in pairs for one in pair):
+        return None
+    ratios = [speedup(*pair) for pair in pairs]
+    p50 = [geometric_mean([percentile(pair[i], 50) for pair in pairs]) for i in range(len(NAMES))]
+    return {
+        "p50_ms": p50,
+        "speedup": geometric_mean(ratios),
+        "interval": interval(ratios) if len(ratios) > 1 else None,
+    }
+
+
+def told(made: dict[str, Any]) -> str:
+    """The machine, the medians, and patched over original, of each series and way."""
+    asked, runs = made["asked"], made["runs"]
+    what = "forward and backward" if asked["backward"] else "forward"
+    lines = [
+        machine(Environment.model_validate(made["environment"])).plain,
+        f"{asked['model']} block, hidden {asked['hidden']}, {asked['tokens']} tokens, bfloat16, {what}, "
+        f"{len(runs)} process{'es' if len(runs) > 1 else ''}",
+    ]
     for series in runs[0]["samples"]:
-        lines += ["", f"{_called(series):<22}{'original':>12}{'patched':>12}   patched is"]
+        lines += ["", f"{CALLED[series]:<22}{'original':>12}{'patched':>12}   patched is"]
         for way in WAYS:
-            pairs = [
-                tuple(run["samples"][series].get(f"{way}, {name}") for name in ("original", "patched")) for run in runs
-            ]
-            if any(one is None for pair in pairs for one in pair):
+            found = compared(runs, series, way)
+            if found is None:
                 lines.append(f"  {way:<20} not captured: see the notes")
                 continue
-            ratios = [speedup(*pair) for pair in pairs]
-            low, high = interval(ratios) if len(ratios) > 1 else (None, None)
-            p50 = [geometric_mean([percentile(pair[i], 50) for pair in pairs]) for i in (0, 1)]
-            span = "" if low is None else f" [{low:.3f}, {high:.3f}]"
-            factor = geometric_mean(ratios)
-            lines.append(f"  {way:<20}{p50[0]:>9.3f} ms{p50[1]:>9.3f} ms   {factor:.3f}x{span}")
-            made["series"].setdefault(series, {})[way] = {"p50_ms": p50, "speedup": factor, "interval": [low, high]}
-    told = ", ".join(f"{name} {error:.1e}" for name, error in runs[0]["errors"].items())
-    lines += ["", f"largest error against fp32, of the largest element: {told}"]
+            original, patched = found["p50_ms"]
+            span = "" if found["interval"] is None else " [{:.3f}, {:.3f}]".format(*found["interval"])
+            lines.append(f"  {way:<20}{original:>9.3f} ms{patched:>9.3f} ms   {found['speedup']:.3f}x{span}")
+    off = ", ".join(f"{name} {error:.1e}" for name, error in runs[0]["errors"].items())
+    lines += ["", f"largest error against fp32, of the largest element: {off}"]
     lines += sorted({note for run in runs for note in run["notes"]})
-    if not asked.json:
-        print("\n".join(lines))
-    return made
-
-
-def _called(series: str) -> str:
-    return {"graph": "in a CUDA graph", "wall": "one call, waited for"}[series]
+    return "\n".join(lines)
 
 
 def apart(asked: argparse.Namespace, replicate: int) -> dict[str, Any]:
     """`measure` in a fresh process."""
+    start = time.perf_counter()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        return fresh.submit(measure, asked, replicate).result()
+        found = fresh.submit(measure, asked, replicate).result()
+    print(f"process {replicate + 1} of {asked.processes}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return found
 
 
 def device(name: str) -> str:
@@ -192,16 +209,24 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=5, help="one has no intervals")
     parser.add_argument("--quick", action="store_true", help="as the lab's --quick: fewer samples")
     parser.add_argument("--device", type=device, default="auto", help=DEVICES)
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON instead")
+    parser.add_argument("--json", action="store_true", help="print every sample as JSON instead")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="run nothing, print what --json wrote to FILE")
     asked = parser.parse_args()
+    if asked.again:
+        print(told(json.loads(asked.again.read_bytes())))
+        return
     if asked.hidden % 128 or asked.hidden < 128:
         parser.error(f"--hidden {asked.hidden}: heads have 128 dimensions, choose a multiple of 128")
     for name in ("tokens", "processes"):
         if getattr(asked, name) < 1:
             parser.error(f"--{name} {getattr(asked, name)}: at least 1")
-    made = show([apart(asked, replicate) for replicate in range(asked.processes)], asked)
-    if asked.json:
-        print(json.dumps(made))
+    made = {
+        "command": shlex.join(["python", "examples/decoder_block.py", *sys.argv[1:]]),
+        "asked": {name: value for name, value in vars(asked).items() if name not in ("json", "again")},
+        "runs": [apart(asked, replicate) for replicate in range(asked.processes)],
+        "environment": environment.describe(torch.device(asked.device)).model_dump(mode="json"),
+    }
+    print(json.dumps(made) if asked.json else told(made))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python examples/train.py                     # on a GPU if there is one, else a smaller model on the CPU
     python examples/train.py --compile           # both models through torch.compile
     python examples/train.py --json > train.json
+    python examples/train.py --again train.json  # what that says
 
 It trains on the bytes of this repository's licence. Each model has a process of its own, so that neither leaves
 anything behind for the other: no memory, no compiled code. Needs `pip install transformers`.
@@ -14,7 +15,9 @@ import argparse
 import json
 import multiprocessing
 import resource
+import shlex
 import statistics
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,7 +28,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import norm_fusion
 from norm_fusion.cli.options import DEVICES, checked_device
+from norm_fusion.measure import environment
 from norm_fusion.measure.environment import Refused, resolve_device
+from norm_fusion.records import Environment
+from norm_fusion.report.table import machine
 from norm_fusion.spec import SpecError
 
 TEXT = Path(__file__).parents[1] / "LICENSE"
@@ -87,28 +93,36 @@ def train(patched: bool, asked: argparse.Namespace) -> dict[str, Any]:
     return {"report": report, "losses": losses, "step_s": statistics.median(seconds[UNTIMED:]), "peak_bytes": peak}
 
 
-def apart(patched: bool, asked: argparse.Namespace) -> dict[str, Any]:
-    """The same in a process of its own."""
+def apart(name: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """`train` in a process of its own."""
+    start = time.perf_counter()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        return fresh.submit(train, patched, asked).result()
+        found = fresh.submit(train, name == "patched", asked).result()
+    print(f"{name}: {asked.steps} steps, {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return found
 
 
-def show(original: dict[str, Any], patched: dict[str, Any], asked: argparse.Namespace) -> None:
-    """Losses side by side, then time and memory."""
-    where = torch.cuda.get_device_name(asked.device) if asked.device.startswith("cuda") else "the CPU"
-    print(
-        f"Llama, {asked.layers} layers of {asked.hidden}, {asked.batch} x {asked.length} bytes a step, on {where}"
-        f"{', compiled' if asked.compile else ''}"
-    )
-    print(f"{patched['report']}\n\n{'step':>8} {'original':>10} {'patched':>10}")
-    last = asked.steps - 1
+def told(made: dict[str, Any]) -> str:
+    """The machine, losses side by side, time and memory."""
+    asked, original, patched = made["asked"], made["original"], made["patched"]
+    where = Environment.model_validate(made["environment"])
+    lines = [
+        machine(where).plain,
+        f"Llama, {asked['layers']} layers of {asked['hidden']}, {asked['batch']} x {asked['length']} bytes a step"
+        f"{', compiled' if asked['compile'] else ''}",
+        patched["report"],
+        "",
+        f"{'step':>8} {'original':>10} {'patched':>10}",
+    ]
+    last = asked["steps"] - 1
     for step in sorted({round(i * last / (SHOWN - 1)) for i in range(SHOWN)}):
-        print(f"{step + 1:>8} {original['losses'][step]:>10.4f} {patched['losses'][step]:>10.4f}")
+        lines.append(f"{step + 1:>8} {original['losses'][step]:>10.4f} {patched['losses'][step]:>10.4f}")
     ratio = f"{original['step_s'] / patched['step_s']:.2f}x"
-    if not asked.device.startswith("cuda"):
+    if where.device == "cpu":
         ratio = "on a CPU, which says nothing about the kernels"
-    print(f"\n{'a step':>8} {_ms(original):>10} {_ms(patched):>10}   {ratio}")
-    print(f"{'memory':>8} {_mib(original):>10} {_mib(patched):>10}   at its peak")
+    lines += ["", f"{'a step':>8} {_ms(original):>10} {_ms(patched):>10}   {ratio}"]
+    lines += [f"{'memory':>8} {_mib(original):>10} {_mib(patched):>10}   at its peak"]
+    return "\n".join(lines)
 
 
 def _ms(found: dict[str, Any]) -> str:
@@ -132,9 +146,13 @@ def main() -> None:
     parser.add_argument("--device", type=device, default="auto", help=DEVICES)
     parser.add_argument("--compile", action="store_true", help="train torch.compile(model)")
     parser.add_argument("--json", action="store_true", help="print every loss and figure as JSON instead")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="run nothing, print what --json wrote to FILE")
     for name, of_gpu in SIZES["cuda"].items():
         parser.add_argument(f"--{name}", type=int, help=f"{SIZES['cpu'][name]} on a CPU, {of_gpu} on a GPU by default")
     asked = parser.parse_args()
+    if asked.again:
+        print(told(json.loads(asked.again.read_bytes())))
+        return
     for name, value in SIZES[asked.device.partition(":")[0]].items():
         if getattr(asked, name) is None:
             setattr(asked, name, value)
@@ -148,11 +166,13 @@ def main() -> None:
             parser.error(f"--{name} {getattr(asked, name)}: at least 1")
     if asked.hidden < 64 or asked.hidden % 64:
         parser.error(f"--hidden {asked.hidden}: heads have 64 dimensions, choose a multiple of 64")
-    original, patched = apart(False, asked), apart(True, asked)
-    if asked.json:
-        print(json.dumps({"asked": vars(asked), "original": original, "patched": patched}))
-    else:
-        show(original, patched, asked)
+    made = {
+        "command": shlex.join(["python", "examples/train.py", *sys.argv[1:]]),
+        "asked": {name: value for name, value in vars(asked).items() if name not in ("json", "again")},
+        **{name: apart(name, asked) for name in ("original", "patched")},
+        "environment": environment.describe(torch.device(asked.device)).model_dump(mode="json"),
+    }
+    print(json.dumps(made) if asked.json else told(made))
 
 
 if __name__ == "__main__":

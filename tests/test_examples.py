@@ -35,9 +35,12 @@ def test_a_patched_model_learns_the_same(trained: dict[str, Any]) -> None:
     assert trained["original"]["report"] == ""
 
 
-def test_losses_time_and_memory_stand_side_by_side() -> None:
-    lines = run("train.py", *SMALL).splitlines()
-    assert lines[0] == "Llama, 1 layers of 64, 2 x 12 bytes a step, on the CPU"
+def test_losses_time_and_memory_stand_side_by_side(trained: dict[str, Any], tmp_path: Path) -> None:
+    kept = tmp_path / "train.json"
+    kept.write_text(json.dumps(trained))
+    lines = run("train.py", "--again", str(kept)).splitlines()
+    assert f"torch {trained['environment']['torch']}" in lines[1]
+    assert lines[2] == "Llama, 1 layers of 64, 2 x 12 bytes a step"
     table = [line.split() for line in lines if line and line.split()[0].isdigit()]
     assert [row[0] for row in table if len(row) == 3][-1] == "8"
     step = next(line for line in lines if line.split()[:2] == ["a", "step"])
@@ -64,12 +67,15 @@ def test_what_cannot_run_is_refused(example: str, words: str, error: str) -> Non
 
 
 @pytest.mark.parametrize("words", [(), ("--backward", "--model", "qwen3")], ids=["forward", "backward"])
-def test_a_decoder_block_is_measured_eager_and_compiled(words: tuple[str, ...]) -> None:
+def test_a_decoder_block_is_measured_eager_and_compiled(words: tuple[str, ...], tmp_path: Path) -> None:
     few = ("--device", "cpu", "--hidden", "128", "--tokens", "8", "--processes", "1", "--quick", "--json")
-    made = json.loads(run("decoder_block.py", *few, *words))
-    assert set(made["series"]) == {"wall"}
-    for way in ("eager", "compiled"):
-        found = made["series"]["wall"][way]
-        assert all(ms > 0 for ms in found["p50_ms"]) and found["speedup"] > 0
-        assert found["interval"] == [None, None], "of one process"
+    kept = tmp_path / "block.json"
+    kept.write_text(run("decoder_block.py", *few, *words))
+    (made,) = json.loads(kept.read_text())["runs"]
+    assert set(made["samples"]) == {"wall"}
     assert made["errors"]["patched"] == pytest.approx(made["errors"]["original"], rel=0.5)
+    lines = run("decoder_block.py", "--again", str(kept)).splitlines()
+    assert lines[2].endswith(", 1 process")
+    for way in ("eager", "compiled"):
+        line = next(line.split() for line in lines if line.split()[:1] == [way])
+        assert all(float(ms) > 0 for ms in (line[1], line[3])) and line[-1].endswith("x"), "no interval of one process"
