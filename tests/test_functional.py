@@ -62,13 +62,17 @@ def test_eps_may_be_an_integer(eps: int) -> None:
         assert torch.equal(norm(given.x, (700,), eps=eps), norm(given.x, (700,), eps=float(eps)))
 
 
-@pytest.mark.parametrize("x", [torch.randn(9, 64)[::2, :60], torch.randn(60, 5).t()], ids=["sliced", "transposed"])
+@pytest.mark.parametrize(
+    "x",
+    [torch.randn(9, 64)[::2, :60], torch.randn(60, 5).t(), torch.randn(2, 4, 60, 3).permute(0, 3, 1, 2)],
+    ids=["sliced", "transposed", "channels last"],
+)
 @pytest.mark.parametrize("forced", ["0", "1"])
 def test_the_output_is_new_and_contiguous(x: torch.Tensor, forced: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NORM_FUSION_FORCE_TRITON", forced)
-    for norm in (norm_fusion.rms_norm, norm_fusion.layer_norm):
-        y = norm(x, (60,))
-        assert y.is_contiguous() and y.data_ptr() != x.data_ptr()
+    outputs = [norm(x, (60,)) for norm in (norm_fusion.rms_norm, norm_fusion.layer_norm)]
+    outputs += [*norm_fusion.add_rms_norm(x, x, (60,)), norm_fusion.gated_rms_norm(x, x)]
+    assert all(y.is_contiguous() and y.data_ptr() != x.data_ptr() for y in outputs)
 
 
 def test_the_package_exports_what_it_says() -> None:

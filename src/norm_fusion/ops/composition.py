@@ -13,7 +13,10 @@ from norm_fusion.ops.norm import Norm, Operands
 
 
 def composition(norm: Norm, given: Operands) -> tuple[Tensor, Tensor | None]:
-    """y, and the new residual where a residual was given. Shapes and dtypes are those of `forward`."""
+    """y, and the new residual where a residual was given. Shapes and dtypes are those of `forward`.
+
+    Both are contiguous: F.rms_norm's output is channels last where its input is.
+    """
     x, residual, gate, weight, bias = given
     dtype = x.dtype if norm.out_dtype is None else norm.out_dtype
     h = None
@@ -24,7 +27,7 @@ def composition(norm: Norm, given: Operands) -> tuple[Tensor, Tensor | None]:
     if _is_torchs(norm, given, dtype, x):
         if norm.centred:
             return F.layer_norm(x, shape, weight, bias, norm.eps), h
-        return F.rms_norm(x, shape, weight, norm.eps), h
+        return F.rms_norm(x, shape, weight, norm.eps).contiguous(), h
 
     cast = given.x.dtype
     z = None if gate is None else F.silu(gate.float())
@@ -42,7 +45,7 @@ def composition(norm: Norm, given: Operands) -> tuple[Tensor, Tensor | None]:
         y = y + bias.float()
     if z is not None and not norm.gate_first:
         y = y * z
-    return y.to(dtype), h
+    return y.to(dtype).contiguous(), h
 
 
 def _is_torchs(norm: Norm, given: Operands, dtype: torch.dtype, x: Tensor) -> bool:
