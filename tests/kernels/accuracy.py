@@ -108,10 +108,19 @@ def variants(op: Op, rows: int, cols: int, dtype: torch.dtype) -> dict[str, Oper
         "fp32 residual": replace(plain, residual=normal(rows, cols)),
         "to fp32 residual": replace(plain, residual=normal(rows, cols, dtype=dtype), residual_dtype=torch.float32),
     }
+    made["cast first, fp32 residual"] = replace(made["fp32 residual"], cast_first=True)
     if op is Op.RMSNORM:
         gate = normal(rows, cols, dtype=dtype)
         made |= {"gate": replace(plain, gate=gate), "gate first": replace(plain, gate=gate, gate_first=True)}
+        made["gate and offset"] = replace(plain, gate=gate, offset=1.0)
     return made
+
+
+def strided_gate(cols: int, dtype: torch.dtype, gate_first: bool) -> Operands:
+    """Eight rows, those of input and gate at other distances in each of three dimensions."""
+    x = normal(2, 2, 3, 2, cols, dtype=dtype)[:, :, 1]
+    gate = normal(2, 2, 2, cols, dtype=dtype, seed=4).transpose(1, 2)
+    return Operands(Op.RMSNORM, x, normal(cols, dtype=dtype), gate=gate, gate_first=gate_first)
 
 
 def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import DTYPES, NORMS, Operands, composition, draw, normal, variants
+from accuracy import DTYPES, NORMS, Operands, composition, draw, normal, strided_gate, variants
 from gradients import check, draw_gradients, errors, expected, gradients
 from hypothesis import Phase
 from hypothesis import strategies as st
@@ -182,6 +182,25 @@ def test_gradients_and_inputs_of_any_stride(op: Op, layout: str) -> None:
     dense = replace(given, x=tensor.contiguous(), residual=given.residual.contiguous())
     found, contiguous = gradients(given, dy, dh), gradients(dense, dy, dh.contiguous())
     assert all(torch.equal(found[name], contiguous[name]) for name in found)
+
+
+@EACH_OP
+@pytest.mark.parametrize(
+    "weight",
+    [normal(2 * 72)[::2], torch.tensor(0.5).expand(72), normal(72, 4).t()],
+    ids=["every other one", "one number for all", "heads transposed"],
+)
+def test_a_weight_of_any_stride(op: Op, weight: Tensor) -> None:
+    given = Operands(op, normal(6, 4, 72, seed=9), weight)
+    assert not weight.is_contiguous()
+    found, dense = check(given), check(replace(given, weight=weight.contiguous()))
+    assert all(torch.equal(found[name], dense[name]) for name in found)
+
+
+@pytest.mark.parametrize("gate_first", [False, True])
+@pytest.mark.parametrize("cols", [72, 16_385])
+def test_rows_of_a_gate_lie_as_they_like(cols: int, gate_first: bool) -> None:
+    check(strided_gate(cols, torch.float16, gate_first))
 
 
 @EACH_OP

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accuracy import DTYPES, NORMS, Operands, call, draw, errors, normal, run, variants
+from accuracy import DTYPES, NORMS, Operands, call, draw, errors, normal, run, strided_gate, variants
 from gradients import check, draw_gradients, gradients
 from torch import Tensor
 
@@ -107,7 +107,10 @@ def test_nan_and_inf_stay_in_their_row(op: Op) -> None:
 def test_heads_and_strides(op: Op) -> None:
     weight, bias = normal(3, 200), normal(3, 200, seed=4)
     q = normal(2, 2, 3, 3, 200)[:, :, 1]
-    for given in (Operands(op, q, weight, bias), Operands(op, normal(1, 3, 4, 200).transpose(1, 2), weight)):
+    asked = [Operands(op, q, weight, bias), Operands(op, normal(1, 3, 4, 200).transpose(1, 2), weight)]
+    if op is Op.RMSNORM:
+        asked += [strided_gate(200, torch.float16, gate_first) for gate_first in (False, True)]
+    for given in asked:
         found = errors(run(given), given)
         assert found.ok, found
         check(given)

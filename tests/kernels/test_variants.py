@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import DTYPES, NORMS, Operands, call, draw, errors, normal, run, ulps, variants
+from accuracy import DTYPES, NORMS, Operands, call, draw, errors, normal, run, strided_gate, ulps, variants
 from torch import Tensor
 
 import norm_fusion
@@ -41,40 +41,71 @@ def test_saving_for_a_backward_changes_no_bit(op: Op, dtype: torch.dtype, cols: 
         assert torch.equal(y, run(given))
 
 
-def steps(x: Tensor, weight: Tensor, rstd: Tensor, gate: Tensor | None, gate_first: bool) -> Tensor:
+@EACH_OP
+@HALVES
+def test_pytorchs_own_operators_are_the_same_function(
+    op: Op, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit in 16 bits, but where sums in another order move a rounding."""
+    for name, given in variants(op, 20, 700, dtype).items():
+        expected = run(given)
+        with monkeypatch.context() as patch:
+            patch.setenv("NORM_FUSION_FORCE_TRITON", "0")
+            y, h = call(given)
+        assert (y.dtype, y.is_contiguous()) == (expected.dtype, True), name
+        torch.testing.assert_close(y, expected)
+        assert y.dtype is torch.float32 or (y != expected).float().mean() < 0.01, name
+        if given.residual is not None:
+            assert h.dtype is given.normalized.dtype and torch.equal(h, given.normalized), name
+
+
+@pytest.mark.parametrize("gate_first", [False, True])
+@pytest.mark.parametrize("cols", [72, 70_001])
+def test_rows_of_a_gate_lie_as_they_like(cols: int, gate_first: bool) -> None:
+    given = strided_gate(cols, torch.float16, gate_first)
+    found = errors(run(given), given)
+    assert found.ok, found
+
+
+def steps(given: Operands, rstd: Tensor) -> Tensor:
     """Hugging Face's sequence of roundings (Llama's, Qwen3-Next's and Mamba2's), given 1/rms of each row."""
-    h = x.float()
-    if gate is not None and gate_first:
-        h = h * F.silu(gate.float())
-    y = weight * (h * rstd).to(x.dtype)
-    if gate is not None and not gate_first:
-        y = y * F.silu(gate.float())
-    return y.to(torch.promote_types(x.dtype, weight.dtype))
+    h, dtype = given.normalized.float(), given.x.dtype
+    if given.gate_first:
+        h = h * F.silu(given.gate.float())
+    y = given.weight * (h * rstd).to(dtype)
+    if given.gate is not None and not given.gate_first:
+        y = y * F.silu(given.gate.float())
+    return y.to(torch.promote_types(dtype, given.weight.dtype))
 
 
 def saved_rstd(given: Operands) -> Tensor:
     """1/rms of each row, as the kernel has it: a last bit of it moves one rounding in five hundred."""
     norm = Norm(False, 1, given.eps, 0.0, given.cast_first, given.gate_first)
-    _, _, rstd = forward(norm, ops.Operands(given.x, None, given.gate, given.weight, None), save=True)
+    _, _, rstd = forward(norm, ops.Operands(given.x, given.residual, given.gate, given.weight, None), save=True)
     assert rstd is not None
-    h = given.x.double() if not given.gate_first else given.x.double() * F.silu(given.gate.double())
+    h = given.normalized.double()
+    if given.gate_first:
+        h = h * F.silu(given.gate.double())
     torch.testing.assert_close(rstd, torch.rsqrt(h.square().mean(-1) + given.eps).float(), rtol=1e-6, atol=0)
     return rstd[:, None]
 
 
 @HALVES
 @pytest.mark.parametrize("cols", [96, 700, 5121, 20_001])
-@pytest.mark.parametrize("kind", ["plain", "gate", "gate first"])
+@pytest.mark.parametrize("kind", ["plain", "gate", "gate first", "fp32 residual"])
 def test_cast_first_rounds_where_hugging_face_does(dtype: torch.dtype, cols: int, kind: str) -> None:
     """At most one unit in the last place apart, and all but one element in a thousand the same to the bit.
 
     x * silu(gate) may be an fp32 bit apart; where that moves the first rounding, the weight can make two units of it.
     """
     given = draw(Op.RMSNORM, 20, cols, dtype)
-    gate = None if kind == "plain" else normal(20, cols, dtype=dtype)
-    given = replace(given, cast_first=True, gate=gate, gate_first=kind == "gate first")
+    given = replace(given, cast_first=True, gate_first=kind == "gate first")
+    if kind.startswith("gate"):
+        given = replace(given, gate=normal(20, cols, dtype=dtype))
+    if kind == "fp32 residual":
+        given = replace(given, residual=normal(20, cols))
     y = run(given)
-    expected = steps(given.x, given.weight, saved_rstd(given), gate, given.gate_first)
+    expected = steps(given, saved_rstd(given))
     off = ulps(y, expected)
     assert off.max() <= (2 if kind == "gate first" else 1) and (off > 0).float().mean() <= 1e-3
     other = run(replace(given, cast_first=False))
@@ -84,9 +115,8 @@ def test_cast_first_rounds_where_hugging_face_does(dtype: torch.dtype, cols: int
 def test_cast_first_rounds_the_product_to_what_weight_and_input_promote_to() -> None:
     """A weight in fp32: Hugging Face's product is fp32, and so may the output be."""
     given = draw(Op.RMSNORM, 20, 700, torch.float16)
-    weight = normal(700)
-    y = norm_fusion.rms_norm(given.x, (700,), weight, 1e-5, cast_first=True, out_dtype=torch.float32)
-    assert torch.equal(y, steps(given.x, weight, saved_rstd(replace(given, weight=weight)), None, False))
+    given = replace(given, weight=normal(700), cast_first=True, out_dtype=torch.float32)
+    assert torch.equal(run(given), steps(given, saved_rstd(given)))
 
 
 @EACH_OP
