@@ -5,7 +5,9 @@ cog -r -I docs README.md docs/*.md    # quote again; with --check instead of -r:
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -52,6 +54,24 @@ def tried(run: str) -> str:
     lines = (ROOT / "evidence" / run / "harness.md").read_text().splitlines()
     ended = next(i for i, line in enumerate(lines) if line.startswith("## "))
     return "\n".join(lines[2:ended]).strip() + "\n"
+
+
+def example(kept: str) -> str:
+    """What an example printed, on the machine that it was run on, as a block of code."""
+    path = ROOT / "evidence" / "examples" / f"{kept}.json"
+    command = shlex.split(json.loads(path.read_bytes())["command"])
+    told = _printed(str(ROOT / command[1]), "--again", str(path))
+    return "\n".join(["```", f"$ {shlex.join(word for word in command if word != '--json')}", told, "```"]) + "\n"
+
+
+def patched_block(kept: str, series: str, way: str) -> str:
+    """How a patched decoder block compares with the original, "1.120x [1.112, 1.128]"."""
+    sys.path.append(str(ROOT / "examples"))
+    from decoder_block import compared as measured
+
+    found = measured(json.loads((ROOT / "evidence" / "examples" / f"{kept}.json").read_bytes())["runs"], series, way)
+    assert found is not None
+    return "{:.2f}x [{:.2f}, {:.2f}]".format(found["speedup"], *found["interval"])
 
 
 def claims(*runs: str) -> str:
@@ -114,7 +134,7 @@ def _seconds(told: Manifest | HarnessReport) -> float:
 
 
 def _block(command: Sequence[str], *words: str) -> str:
-    lines = [f"$ {' '.join(command)}", *_printed(*words).splitlines()]
+    lines = [f"$ {' '.join(command)}", *_printed("-m", "norm_fusion", *words, "--output", "evidence").splitlines()]
     # Tables fit: it is sentences that are wrapped.
     told = [
         part
@@ -130,7 +150,7 @@ def _indent(line: str) -> str:
 
 def _printed(*words: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "norm_fusion", *words, "--output", "evidence"],
+        [sys.executable, *words],
         cwd=ROOT,
         env=os.environ | {"COLUMNS": str(COLUMNS)},
         capture_output=True,
