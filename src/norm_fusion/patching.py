@@ -165,9 +165,10 @@ def patch_model(model: nn.Module, *, strict: bool = False) -> Report:
 
     Patch what runs eagerly, and leave what goes through torch.compile: that writes a norm as fast as these, can fuse it
     with its neighbours, and calls these through PyTorch's dispatcher (measured: docs/results.md, In a model). Patch
-    before what replaces forward on single modules (accelerate's hooks, Hugging Face's `kernels`): of such modules the class has no say, and they are left alone.
-    `copy.deepcopy` and `torch.save` of a patched model work; to load it, norm_fusion must be installed, so unpatch a
-    model before you save it whole for others. A state dict is the same either way.
+    before what replaces forward on single modules (accelerate's hooks, Hugging Face's `kernels`): of such modules the
+    class has no say, and they are left alone. `copy.deepcopy` and `torch.save` of a patched model work; to load it,
+    norm_fusion must be installed, so unpatch a model before you save it whole for others. A state dict is the same
+    either way.
 
     Args:
         model: any torch.nn.Module, a norm itself too.
