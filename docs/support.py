@@ -8,8 +8,8 @@ from typing import Any
 
 from norm_fusion import functional
 from norm_fusion.backends.builtin import FUSED
+from norm_fusion.known_norms import TABLE, Form
 from norm_fusion.ops.norm import DTYPES
-from norm_fusion.patching import TABLE, Form
 
 OPERATORS: tuple[Callable[..., Any], ...] = (
     functional.rms_norm,

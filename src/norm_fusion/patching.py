@@ -2,7 +2,7 @@
 
 A module is patched by giving it another class: a subclass of its own whose forward calls `functional`. The object stays
 with its parameters, buffers, hooks, name and state dict, and with what isinstance says. Which classes are known is one
-table, TABLE. Any other that looks like a norm is reported and left as it is: what it computes is never guessed.
+table, in `known_norms`. Any other that looks like a norm is reported and left alone: what it computes is never guessed.
 """
 
 from __future__ import annotations
@@ -11,101 +11,18 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from norm_fusion import functional
+from norm_fusion.known_norms import TABLE, Form, is_as_known, options
 from norm_fusion.modules import LayerNorm, RMSNorm
 from norm_fusion.ops.norm import DTYPES
 
 __all__ = ["Left", "Report", "patch_model", "unpatch_model"]
 
-
-class Form(NamedTuple):
-    """What the forward of a class computes, over the last dimension, in fp32 but for the roundings named here.
-
-    `takes` and `eps` are the names of its argument and of its attribute. `rounds`: the dtype to which the normalized
-    input is rounded before it is multiplied. `out`: the output's dtype; "wider" is input's and weight's, promoted.
-    """
-
-    kind: Literal["rms", "gated rms", "torch's rms", "torch's layer"]
-    takes: Literal["hidden_states", "x", "input"]
-    eps: str
-    offset: float = 0.0
-    rounds: Literal["nothing", "input", "weight"] = "nothing"
-    out: Literal["input", "wider", "weight"] = "input"
-
-
-# weight * h.to(input)
-LLAMA = Form("rms", "hidden_states", "variance_epsilon", rounds="input", out="wider")
-# (h * (1 + weight)).type_as(input)
-GEMMA = Form("rms", "x", "eps", offset=1.0)
-# (weight * h).to(input)
-OLMO2 = Form("rms", "hidden_states", "variance_epsilon")
-# weight * h.to(weight) where the weight has 16 bits, weight * h where it has 32. Of an input in another dtype than the
-# weight's the kernel rounds the product alone: nearer to the exact one, and up to 2 ulp from T5's. fp16 checkpoints of
-# T5 run so: wo is kept in fp32, and with it the residual stream.
-T5 = Form("rms", "hidden_states", "variance_epsilon", rounds="weight", out="weight")
-# (weight * h.to(input) * silu(gate)).to(input)
-QWEN_GATED = Form("gated rms", "hidden_states", "variance_epsilon", rounds="input")
-TORCH_RMS = Form("torch's rms", "x", "eps")
-TORCH_LAYER = Form("torch's layer", "input", "eps")
-
-# One line a class, as transformers 5.23 has them; tests/test_patching.py compares each with the installed one.
-TABLE: Mapping[str, Form] = {
-    "torch.nn.modules.normalization.LayerNorm": TORCH_LAYER,  # GPT-2, BERT, ViT, Whisper and most others
-    "torch.nn.modules.normalization.RMSNorm": TORCH_RMS,
-    "transformers.models.deepseek_v2.modeling_deepseek_v2.DeepseekV2RMSNorm": LLAMA,
-    "transformers.models.deepseek_v3.modeling_deepseek_v3.DeepseekV3RMSNorm": LLAMA,
-    "transformers.models.deepseek_v32.modeling_deepseek_v32.DeepseekV32RMSNorm": LLAMA,
-    "transformers.models.flex_olmo.modeling_flex_olmo.FlexOlmoRMSNorm": OLMO2,
-    "transformers.models.gemma.modeling_gemma.GemmaRMSNorm": GEMMA,
-    "transformers.models.gemma2.modeling_gemma2.Gemma2RMSNorm": GEMMA,
-    "transformers.models.gemma3.modeling_gemma3.Gemma3RMSNorm": GEMMA,
-    "transformers.models.glm.modeling_glm.GlmRMSNorm": LLAMA,
-    "transformers.models.glm4.modeling_glm4.Glm4RMSNorm": LLAMA,
-    "transformers.models.glm4_moe.modeling_glm4_moe.Glm4MoeRMSNorm": LLAMA,
-    "transformers.models.gpt_oss.modeling_gpt_oss.GptOssRMSNorm": OLMO2,
-    "transformers.models.granite.modeling_granite.GraniteRMSNorm": LLAMA,
-    "transformers.models.llama.modeling_llama.LlamaRMSNorm": LLAMA,
-    "transformers.models.longt5.modeling_longt5.LongT5LayerNorm": T5,
-    "transformers.models.ministral.modeling_ministral.MinistralRMSNorm": LLAMA,
-    "transformers.models.ministral3.modeling_ministral3.Ministral3RMSNorm": LLAMA,
-    "transformers.models.mistral.modeling_mistral.MistralRMSNorm": LLAMA,
-    "transformers.models.mistral3.modeling_mistral3.Mistral3RMSNorm": LLAMA,
-    "transformers.models.mixtral.modeling_mixtral.MixtralRMSNorm": LLAMA,
-    "transformers.models.mllama.modeling_mllama.MllamaTextRMSNorm": LLAMA,
-    "transformers.models.mt5.modeling_mt5.MT5LayerNorm": T5,
-    "transformers.models.olmo2.modeling_olmo2.Olmo2RMSNorm": OLMO2,
-    "transformers.models.olmo3.modeling_olmo3.Olmo3RMSNorm": OLMO2,
-    "transformers.models.olmoe.modeling_olmoe.OlmoeRMSNorm": LLAMA,
-    "transformers.models.phi3.modeling_phi3.Phi3RMSNorm": LLAMA,
-    "transformers.models.phi4_multimodal.modeling_phi4_multimodal.Phi4MultimodalRMSNorm": LLAMA,
-    "transformers.models.pixtral.modeling_pixtral.PixtralRMSNorm": LLAMA,
-    "transformers.models.qwen2.modeling_qwen2.Qwen2RMSNorm": LLAMA,
-    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl.Qwen2_5_VLRMSNorm": LLAMA,
-    "transformers.models.qwen2_moe.modeling_qwen2_moe.Qwen2MoeRMSNorm": LLAMA,
-    "transformers.models.qwen2_vl.modeling_qwen2_vl.Qwen2VLRMSNorm": LLAMA,
-    "transformers.models.qwen3.modeling_qwen3.Qwen3RMSNorm": LLAMA,
-    "transformers.models.qwen3_5.modeling_qwen3_5.Qwen3_5RMSNorm": GEMMA,
-    "transformers.models.qwen3_5.modeling_qwen3_5.Qwen3_5RMSNormGated": QWEN_GATED,
-    "transformers.models.qwen3_5_moe.modeling_qwen3_5_moe.Qwen3_5MoeRMSNorm": GEMMA,
-    "transformers.models.qwen3_5_moe.modeling_qwen3_5_moe.Qwen3_5MoeRMSNormGated": QWEN_GATED,
-    "transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeRMSNorm": LLAMA,
-    "transformers.models.qwen3_next.modeling_qwen3_next.Qwen3NextRMSNorm": GEMMA,
-    "transformers.models.qwen3_next.modeling_qwen3_next.Qwen3NextRMSNormGated": QWEN_GATED,
-    "transformers.models.qwen3_vl.modeling_qwen3_vl.Qwen3VLTextRMSNorm": LLAMA,
-    "transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe.Qwen3VLMoeTextRMSNorm": LLAMA,
-    "transformers.models.seed_oss.modeling_seed_oss.SeedOssRMSNorm": LLAMA,
-    "transformers.models.smollm3.modeling_smollm3.SmolLM3RMSNorm": LLAMA,
-    "transformers.models.t5.modeling_t5.T5LayerNorm": T5,
-    "transformers.models.t5gemma.modeling_t5gemma.T5GemmaRMSNorm": GEMMA,
-    "transformers.models.umt5.modeling_umt5.UMT5LayerNorm": T5,
-    "transformers.models.vaultgemma.modeling_vaultgemma.VaultGemmaRMSNorm": GEMMA,
-}
 
 ORIGINAL = "_norm_fusion_original"
 # "normal", as in AutoModelForNormalEstimation, is no norm; "normalize" is.
@@ -269,6 +186,8 @@ def _obstacle(module: nn.Module) -> str | None:
         return "its weight is no vector"
     if form.kind == "gated rms" and getattr(module, "activation", "silu") not in ("silu", "swish"):
         return f"its gate is {module.activation}: the kernels have silu"
+    if form.kind in ("rms", "gated rms") and not is_as_known(module, form):
+        return "it computes something else than in transformers 5.23, for which it is known"
     return None
 
 
@@ -313,22 +232,7 @@ def _blank(original: type[nn.Module]) -> nn.Module:
 
 
 def _forward(form: Form, original: type[nn.Module]) -> Callable[..., Tensor]:
-    """A forward with the argument names of the original's, which takes what the kernels do not.
-
-    It gives out_dtype even where that is the input's: autocast changes the dtypes of torch's functions, and of none of
-    those that Hugging Face's norms are made of.
-    """
-
-    def options(module: Any, x: Tensor) -> dict[str, Any]:
-        given, weight = x.dtype, module.weight.dtype
-        out = given if form.out == "input" else weight if form.out == "weight" else torch.promote_types(given, weight)
-        return {
-            "weight": module.weight,
-            "eps": getattr(module, form.eps),
-            "offset": form.offset,
-            "cast_first": form.rounds == "input" or (form.rounds == "weight" and given == weight),
-            "out_dtype": out,
-        }
+    """A forward with the argument names of the original's, which takes what the kernels do not."""
 
     def run(module: Any, x: Tensor) -> Tensor:
         if x.dtype not in DTYPES:
@@ -338,7 +242,7 @@ def _forward(form: Form, original: type[nn.Module]) -> Callable[..., Tensor]:
             return RMSNorm.forward(module, x)
         if form.kind == "torch's layer":
             return LayerNorm.forward(module, x)
-        return functional.rms_norm(x, module.weight.shape, **options(module, x))
+        return functional.rms_norm(x, module.weight.shape, **options(form, module, x))
 
     def of_hidden_states(self: Any, hidden_states: Tensor) -> Tensor:
         return run(self, hidden_states)
@@ -355,7 +259,7 @@ def _forward(form: Form, original: type[nn.Module]) -> Callable[..., Tensor]:
         if hidden_states.dtype not in DTYPES:
             y: Tensor = original.forward(self, hidden_states, gate)
             return y
-        return functional.gated_rms_norm(hidden_states, gate, **options(self, hidden_states))
+        return functional.gated_rms_norm(hidden_states, gate, **options(form, self, hidden_states))
 
     if form.kind == "gated rms":
         return gated
