@@ -24,6 +24,8 @@ from norm_fusion.spec import ROOF, Case, Shard, odd_kind
 
 # After a request to stop, a worker may still be inside a compiler: it gets this long before it is killed.
 GRACE_S = 30
+# A signal that arrives just before Python waits is seen when it wakes: it wakes this often.
+LOOK_UP_S = 1
 # Rows shown of one output, and bytes of them: enough that a contestant which skips rows is found, few enough to send.
 SHOWN_ROWS, SHOWN_BYTES = 16, 2**21
 # The parent's clock around calls back to back may show so much more than the median that the worker tells: on an H200
@@ -132,10 +134,14 @@ class Host:
         worker.tell(self.shard.to_dict())
         while True:
             patience = self.timeout_s if self.case is not None else max(self.timeout_s, START_S)
-            try:
-                at, line = worker.lines.get(timeout=patience)
-            except queue.Empty:
-                return Fault(f"gave no sign of life for {patience:.0f} s", Code.HUNG)
+            until = time.monotonic() + patience
+            while True:
+                try:
+                    at, line = worker.lines.get(timeout=min(LOOK_UP_S, patience))
+                    break
+                except queue.Empty:
+                    if time.monotonic() >= until:
+                        return Fault(f"gave no sign of life for {patience:.0f} s", Code.HUNG)
             if not line:
                 return None
             try:
