@@ -54,7 +54,7 @@ def _is_torchs(norm: Norm, given: Operands, dtype: torch.dtype, x: Tensor) -> bo
     return (
         given.gate is None
         and not norm.offset
-        and not norm.cast_first
+        and (not norm.cast_first or given.x.dtype is torch.float32)  # which is what it is computed in
         and dtype == x.dtype
         and all(vector.dtype == x.dtype and vector.dim() == norm.trailing for vector in vectors)
         and (norm.centred or given.bias is None)
