@@ -43,7 +43,7 @@ QWEN_GATED = Form("gated rms", "hidden_states", "variance_epsilon", rounds="inpu
 TORCH_RMS = Form("torch's rms", "x", "eps")
 TORCH_LAYER = Form("torch's layer", "input", "eps")
 
-# One line a class, as transformers 5.23 has them; tests/test_patching.py compares each with the installed one.
+# One line a class, as transformers 5.23 has them; tests/patching compares each with the installed one.
 TABLE: Mapping[str, Form] = {
     "torch.nn.modules.normalization.LayerNorm": TORCH_LAYER,  # GPT-2, BERT, ViT, Whisper and most others
     "torch.nn.modules.normalization.RMSNorm": TORCH_RMS,
