@@ -14,4 +14,4 @@ else:
     os.environ["NORM_FUSION_FORCE_TRITON"] = "1"
     collect_ignore = ["gpu"]
 sys.path.append(str(Path(__file__).parent / "kernels"))  # aot, accuracy, gradients
-sys.path.append(str(Path(__file__).parent / "ops"))  # test_autograd's chain of operators
+sys.path.append(str(Path(__file__).parent / "ops"))  # control, ranks, test_autograd's chain of operators

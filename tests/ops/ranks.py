@@ -1,0 +1,157 @@
+"""Two processes over gloo on this machine.
+
+The two are started once for a file of tests and run all of its checks, one after the other; each test then reads what
+became of one of them. A check does everything on both ranks, and yields what it found beside what it wanted. The
+kernels run in Triton's interpreter. All is run again without them, where outputs are zeros, and then no comparison may
+pass.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from control import zeros
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+
+RANKS = 2
+# Seconds. At most 16 on two idle cores; three times that beside other work, where Python compiles all of torch anew.
+DEADLINE = 400
+# Errors are of the largest value. fp32 rounds at 6e-8, and a sum here has a few dozen terms; in training they add up.
+FP32, FP32_TRAINED = 2e-6, 2e-5
+OF_ZEROS = "; without kernels"
+
+
+class Pair(NamedTuple):
+    """What was found beside what should be."""
+
+    name: str
+    found: Tensor
+    wanted: Tensor
+    tolerance: float = FP32
+
+    @property
+    def error(self) -> float:
+        assert self.found.shape == self.wanted.shape, f"{self.name}: {self.found.shape}, wanted {self.wanted.shape}"
+        return float((self.found.detach() - self.wanted.detach()).abs().max() / self.wanted.detach().abs().max())
+
+    @property
+    def agrees(self) -> bool:
+        return self.error <= self.tolerance
+
+
+Check = Callable[[], Iterator[Pair]]
+
+
+class Checks(dict[str, Check]):
+    """By name. `uncontrolled`: names of those that are not run without kernels."""
+
+    uncontrolled: tuple[str, ...] = ()
+
+    def add(self, check: Check) -> Check:
+        self[check.__name__] = check
+        return check
+
+    @property
+    def controlled(self) -> list[str]:
+        return [name for name in self if name not in self.uncontrolled]
+
+
+def values(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def line() -> DeviceMesh:
+    return init_device_mesh("cpu", (RANKS,))
+
+
+def full(tensor: Any) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def problem(check: Check) -> str | None:
+    wrong = [
+        f"{pair.name} is off by {pair.error:.2g} of the largest, {pair.tolerance:.2g} is allowed"
+        for pair in check()
+        if not pair.agrees
+    ]
+    return "\n".join(wrong) or None
+
+
+def problem_of_zeros(check: Check) -> str | None:
+    with zeros():
+        agreed = [pair.name for pair in check() if pair.agrees]
+    return f"agreed although no kernel ran: {', '.join(agreed)}" if agreed else None
+
+
+def run_rank(checks: Checks, rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), RANKS)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=60))
+    jobs = [(name, partial(problem, check)) for name, check in checks.items()]
+    jobs += [(name + OF_ZEROS, partial(problem_of_zeros, checks[name])) for name in checks.controlled]
+    with (folder / f"{rank}.jsonl").open("w") as file:
+        for name, job in jobs:
+            began = time.monotonic()
+            try:
+                found = job()
+            except (Exception, pytest.fail.Exception):  # noqa: BLE001 -- the test of this name shows it
+                found = traceback.format_exc()
+            print(f"{time.monotonic() - began:6.2f} s  {name}", flush=True)
+            file.write(json.dumps([name, found]) + "\n")
+            file.flush()
+            # Where one rank has failed, the other may wait for it for ever: then both end here.
+            store.set(f"{name} {rank}", "done")
+            store.wait([f"{name} {1 - rank}"], timedelta(seconds=60))
+    dist.destroy_process_group()
+
+
+def run_both(script: str, folder: Path) -> Callable[[str], str]:
+    """Start a file of tests as two processes; what the ranks have to say of a check, nothing where it passed.
+
+    They meet in a file of their own, and gloo takes the ports that the system gives it: no two runs are in each other's
+    way.
+    """
+    here = {"TRITON_INTERPRET": "1", "NORM_FUSION_FORCE_TRITON": "1", "OMP_NUM_THREADS": "1"}
+    here["PYTHONPATH"] = os.pathsep.join(sys.path)  # with the helpers that lie beside tests
+    if sys.platform == "linux":
+        here["GLOO_SOCKET_IFNAME"] = "lo"  # not what the name of this machine may resolve to
+    ranks, ended = [], []
+    for rank in range(RANKS):
+        with (folder / f"{rank}.log").open("w") as log:
+            command = [sys.executable, script, str(rank), str(folder)]
+            ranks.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | here))
+    deadline = time.monotonic() + DEADLINE
+    for rank in ranks:
+        try:
+            ended.append(f"ended with {rank.wait(max(0, deadline - time.monotonic()))}")
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            ended.append(f"was stopped after {DEADLINE} s, with {rank.wait()}")
+
+    def of(name: str) -> str:
+        said = []
+        for rank in range(RANKS):
+            file, log = folder / f"{rank}.jsonl", (folder / f"{rank}.log").read_text()
+            found = dict(map(json.loads, file.read_text().splitlines())) if file.exists() else {}
+            if name not in found:
+                said.append(f"rank {rank} {ended[rank]} before it came here. The end of its log:\n{log[-3000:]}")
+            elif found[name]:
+                said.append(f"rank {rank}:\n{found[name]}")
+        return "\n".join(said)
+
+    return of
