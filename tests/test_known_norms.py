@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
 
 from norm_fusion.known_norms import TABLE, is_as_known
 from norm_fusion.patching import patch_model
@@ -60,3 +61,10 @@ def test_asking_touches_nothing() -> None:
     before = {name: tensor.clone() for name, tensor in kept.state_dict().items()}
     assert patch_model(kept).replaced
     assert all(torch.equal(tensor, before[name]) for name, tensor in kept.state_dict().items())
+
+
+def test_a_class_that_fully_shard_made_is_not_constructed() -> None:
+    """FSDPModule's __new__ calls the original's __init__."""
+    norm = llama.LlamaRMSNorm(48)
+    norm.__class__ = type("FSDPLlamaRMSNorm", (FSDPModule, llama.LlamaRMSNorm), {})
+    assert patch_model(norm).replaced
