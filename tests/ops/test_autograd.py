@@ -5,18 +5,20 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import normal
+from control import zeros
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import norm_fusion as nf
 from norm_fusion.ops import forward as forward_module
-from norm_fusion.ops import route
+from norm_fusion.ops import library, route
 
 SHAPE = (64,)
 
@@ -144,6 +146,40 @@ def test_activation_checkpointing(reentrant: bool) -> None:
     plain = grads(lambda *t: model(nf, *t))
     again = grads(lambda *t: checkpoint(model, nf, *t, use_reentrant=reentrant))
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+OURS = [torch.ops.norm_fusion.rms_norm.default, torch.ops.norm_fusion.layer_norm.default]
+
+
+@pytest.mark.parametrize(("saved", "runs"), [(OURS, 5), (OURS[:1], 7), (OURS[1:], 8), ([], 10)])
+def test_selective_checkpointing_runs_anew_what_it_was_not_told_to_save(
+    saved: list[torch._ops.OpOverload], runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three RMSNorms and two LayerNorms; the other operators are run anew, and then they are saved."""
+
+    def policy(rest: CheckpointPolicy, _: object, op: object, *__: object, **___: object) -> CheckpointPolicy:
+        if op in OURS:
+            return CheckpointPolicy.MUST_SAVE if op in saved else CheckpointPolicy.MUST_RECOMPUTE
+        return rest
+
+    def grads(**selective: object) -> list[Tensor]:
+        tensors = wanting()
+        run = partial(checkpoint, model, use_reentrant=False, **selective) if selective else model
+        run(nf, *tensors).square().sum().backward()
+        return [t.grad for t in tensors]
+
+    plain, launched = grads(), []
+    real = library.forward
+    monkeypatch.setattr(library, "forward", lambda *given: launched.append(given) or real(*given))
+    for rest in (CheckpointPolicy.PREFER_RECOMPUTE, CheckpointPolicy.MUST_SAVE):
+        contexts = partial(create_selective_checkpoint_contexts, partial(policy, rest))
+        found = grads(context_fn=contexts)
+        assert len(launched) == runs and all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+        launched.clear()
+        with zeros():
+            found = grads(context_fn=contexts)
+        assert not any(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+        launched.clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
