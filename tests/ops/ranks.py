@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from control import zeros
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
@@ -81,6 +81,12 @@ def line() -> DeviceMesh:
 
 def full(tensor: Any) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def updates(model: nn.Module, own: nn.Module, before: Sequence[Tensor], tolerance: float) -> Iterator[Pair]:
+    """What training has added to each parameter."""
+    for (name, found), wanted, old in zip(model.named_parameters(), own.parameters(), before, strict=True):
+        yield Pair(f"update of {name}", full(found.detach()) - old, full(wanted.detach()) - old, tolerance)
 
 
 def problem(check: Check) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from by_name import COLS, EPS, ours, torchs
-from ranks import FP32_TRAINED, OF_ZEROS, RANKS, Checks, Pair, full, line, run_both, run_rank, values
+from ranks import FP32_TRAINED, OF_ZEROS, RANKS, Checks, Pair, line, run_both, run_rank, updates, values
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Partial, Shard, distribute_tensor
@@ -60,12 +60,6 @@ def blocks(mine: bool, reentrant: bool | None = None) -> nn.Sequential:
     torch.manual_seed(0)
     inner = [Block(name, mine, reentrant) for name in ("rms_norm", "layer_norm")]
     return nn.Sequential(nn.Linear(8, COLS), *inner, nn.Linear(COLS, 2))
-
-
-def updates(model: nn.Module, own: nn.Module, before: Sequence[Tensor], tolerance: float) -> Iterator[Pair]:
-    """What training has added to each parameter."""
-    for (name, found), wanted, old in zip(model.named_parameters(), own.parameters(), before, strict=True):
-        yield Pair(f"update of {name}", full(found.detach()) - old, wanted.detach() - old, tolerance)
 
 
 def fully_sharded(reentrant: bool | None, dtype: torch.dtype) -> Iterator[Pair]:
