@@ -64,6 +64,19 @@ def test_any_number_of_rows_for_four_processors(op: Op, rows: int) -> None:
 
 
 @EACH_OP
+def test_more_partial_sums_than_are_added_at_a_time(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a large GPU."""
+    monkeypatch.setattr(backward, "device_of", lambda _: Device(100, 227 * 1024, cooperative=False))
+    backward._kernels.cache_clear()
+    backward._evenly.cache_clear()
+    try:
+        check(draw(op, 1300, 1000, torch.float32))
+    finally:
+        backward._kernels.cache_clear()
+        backward._evenly.cache_clear()
+
+
+@EACH_OP
 @hypothesis.given(
     rows=st.integers(1, 40),
     cols=st.integers(1, 40) | st.sampled_from([250, 512, 640, 777]),
@@ -212,6 +225,11 @@ def test_a_weight_for_each_head_of_a_fused_qkv(op: Op, dtype: torch.dtype, heads
     q = normal(2, 5, 3, heads, 24, dtype=dtype)[:, :, 1]
     check(Operands(op, q, weight, bias))
     check(Operands(op, normal(2, heads, 5, 24, dtype=dtype).transpose(1, 2), weight))
+
+
+@EACH_OP
+def test_a_weight_for_each_head_of_rows_in_chunks(op: Op) -> None:
+    check(Operands(op, normal(3, 2, 20_001), normal(2, 20_001), normal(2, 20_001, seed=4)))
 
 
 @EACH_OP

@@ -142,6 +142,13 @@ def test_a_weight_for_each_head(op: Op, dtype: torch.dtype, heads: int) -> None:
         assert found.ok, found
 
 
+@EACH_OP
+def test_a_weight_for_each_head_of_wide_rows(op: Op) -> None:
+    given = Operands(op, normal(3, 2, 24_576), normal(2, 24_576), normal(2, 24_576, seed=4))
+    found = errors(run(given), given)
+    assert found.ok, found
+
+
 @pytest.mark.parametrize("before", [True, False], ids=["norm before gate", "gate before norm"])
 @pytest.mark.parametrize("group_size", [8, 64, 96])
 @EACH_DTYPE

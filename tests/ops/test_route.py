@@ -267,6 +267,7 @@ def test_what_does_not_fit_is_refused(
         (values(7), ValueError, r"bias has shape \[7\], normalized_shape is \[8\]"),
         (V.int(), TypeError, r"bias is torch\.int32: layer_norm takes torch\.float16"),
         (V.to("meta"), ValueError, r"bias is on meta, input on cpu"),
+        (values(3, 8), ValueError, r"bias has shape \[3, 8\], weight has shape \[8\]: they must match"),
     ],
 )
 def test_a_bias_that_does_not_fit_is_refused(bias: Tensor, error: type[Exception], message: str) -> None:
