@@ -105,6 +105,14 @@ def test_strided_rows_give_the_bits_of_dense_ones(dtype: torch.dtype, layout: st
         assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
+@pytest.mark.parametrize("cols", [10, 300, 700, 1000, 7000, 20_001, 70_001])
+def test_a_constant_row_has_no_negative_variance(cols: int) -> None:
+    """Of it nothing is left but the square of what its mean lost to rounding: beyond an eps like this."""
+    x = torch.rand(200, 1, device="cuda").mul(3e4).expand(-1, cols)
+    y = nf.layer_norm(x, (cols,), eps=1e-30)
+    assert y.isfinite().all()
+
+
 @EACH_OP
 def test_more_than_2_to_the_31_elements(op: Op) -> None:
     cols, rows = 32768, 66_000

@@ -131,14 +131,6 @@ def test_a_constant_row_is_the_bias(cols: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(run(given)[1], given.bias, rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize("cols", [300, 7000, 70_000])
-def test_a_constant_row_has_no_negative_variance(cols: int) -> None:
-    """What its mean lost to rounding, squared, is all that is left of it, and past an eps like this."""
-    given = replace(draw(Op.LAYERNORM, 8, cols, torch.float32), eps=1e-30)
-    given.x[:] = torch.linspace(1e3, 3e4, 8)[:, None]
-    assert run(given).isfinite().all()
-
-
 @EACH_OP
 @pytest.mark.parametrize("cols", [100, 1000, 20_000, 70_000])
 def test_squares_past_the_range_of_fp16_do_not_overflow(op: Op, cols: int) -> None:

@@ -144,7 +144,7 @@ def test_a_weight_for_each_head(op: Op, dtype: torch.dtype, heads: int) -> None:
 
 @EACH_OP
 def test_a_weight_for_each_head_of_wide_rows(op: Op) -> None:
-    given = Operands(op, normal(3, 2, 24_576), normal(2, 24_576), normal(2, 24_576, seed=4))
+    given = Operands(op, normal(3, 2, 40_960), normal(2, 40_960), normal(2, 40_960, seed=4))
     found = errors(run(given), given)
     assert found.ok, found
 
