@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -232,6 +233,29 @@ def test_gradients_of_many_outputs_at_once() -> None:
     for pair in pairs:
         ours, theirs = (torch.autograd.functional.jacobian(lambda x, f=f: f(x)[:2], x, vectorize=True) for f in pair)
         close(ours, theirs)
+
+
+class Ones(torch.autograd.Function):
+    """Its gradient is the same for each of many outputs, and no batch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        return torch.ones(5, 64)
+
+
+def test_a_batch_of_gradients_of_the_sum_alone() -> None:
+    x, r, w, _ = wanting()
+    batch = normal(3, 5, 64, seed=8)
+    pairs = nf.add_rms_norm(x, r, SHAPE, w, 1e-5), (F.rms_norm(x + r, SHAPE, w, 1e-5), x + r)
+    ours, theirs = (
+        torch.autograd.grad((Ones.apply(y), h), (x, w), (batch, batch), is_grads_batched=True) for y, h in pairs
+    )
+    for mine, other in zip(ours, theirs, strict=True):
+        close(mine, other)
 
 
 def test_hooks_and_retained_gradients() -> None:
