@@ -258,6 +258,22 @@ def test_a_batch_of_gradients_of_the_sum_alone() -> None:
         close(mine, other)
 
 
+def test_a_tensor_that_is_the_negative_of_what_it_holds() -> None:
+    """As the imaginary part of a conjugate is."""
+    x, r, w, _ = wanting()
+    negative = torch.complex(r, x).conj().imag
+    assert negative.is_neg()
+    ours, theirs = nf.rms_norm(negative, SHAPE, w, 1e-5), F.rms_norm(negative, SHAPE, w, 1e-5)
+    close(ours, theirs)
+    dy = torch.complex(normal(5, 64), normal(5, 64, seed=8)).conj().imag
+    for mine, other in zip(
+        *(torch.autograd.grad(y, (x, w), dy, retain_graph=True) for y in (ours, theirs)), strict=True
+    ):
+        close(mine, other)
+    with torch.no_grad():
+        close(nf.rms_norm(x, SHAPE, torch._neg_view(w), 1e-5), -ours)
+
+
 def test_hooks_and_retained_gradients() -> None:
     x, r, w, _ = wanting()
     y, h = nf.add_rms_norm(x, r, SHAPE, w)

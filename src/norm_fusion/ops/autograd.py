@@ -31,8 +31,8 @@ class Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dh: Tensor | None = None) -> Any:
         run: Any = backward
-        if (dy is not None and type(dy) is not Tensor) or (dh is not None and type(dh) is not Tensor):
-            # A gradient still on its way from another process, say: the dispatcher waits for it.
+        if any(t is not None and (type(t) is not Tensor or t.is_neg()) for t in (dy, dh)):
+            # Still on its way from another process, say, or the negative of what it holds: the dispatcher sees to that.
             from norm_fusion.ops.library import call_backward as run
         return None, *gradients(ctx, dy, dh, Wanted(*ctx.needs_input_grad[1:]), run)
 

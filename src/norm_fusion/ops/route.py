@@ -64,9 +64,9 @@ _transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _plain(given: Operands) -> bool:
-    """Tensors that hold their values themselves, and no mode that wants to see the call?"""
+    """Tensors that hold their values themselves, as they are, and no mode that wants to see the call?"""
     return torch._C._len_torch_dispatch_stack() == 0 and all(
-        t is None or type(t) is Tensor or type(t) is torch.nn.Parameter for t in given
+        t is None or ((type(t) is Tensor or type(t) is torch.nn.Parameter) and not t.is_neg()) for t in given
     )
 
 
