@@ -23,6 +23,7 @@ from norm_fusion.runs.store import RunStore
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = 100
+sys.path.append(str(ROOT / "examples"))
 
 
 def shown(run: str) -> str:
@@ -58,7 +59,7 @@ def tried(run: str) -> str:
 
 def example(kept: str) -> str:
     """What an example printed, on the machine that it was run on, as a block of code."""
-    path = ROOT / "evidence" / "examples" / f"{kept}.json"
+    path = _example(kept)
     command = shlex.split(json.loads(path.read_bytes())["command"])
     told = _printed(str(ROOT / command[1]), "--again", str(path))
     return "\n".join(["```", f"$ {shlex.join(word for word in command if word != '--json')}", told, "```"]) + "\n"
@@ -66,10 +67,9 @@ def example(kept: str) -> str:
 
 def patched_block(kept: str, series: str, way: str) -> str:
     """How a patched decoder block compares with the original, "1.120x [1.112, 1.128]"."""
-    sys.path.append(str(ROOT / "examples"))
     from decoder_block import compared as measured
 
-    found = measured(json.loads((ROOT / "evidence" / "examples" / f"{kept}.json").read_bytes())["runs"], series, way)
+    found = measured(json.loads(_example(kept).read_bytes())["runs"], series, way)
     assert found is not None
     return "{:.2f}x [{:.2f}, {:.2f}]".format(found["speedup"], *found["interval"])
 
@@ -116,6 +116,10 @@ def medians(profiles: Sequence[str], *runs: str) -> str:
 def _told(row: Row, baseline: str, series: Series | None = None) -> str:
     one = quote(row, baseline, series)
     return "-" if one is None else f"{one.words} {one.label.value if one.label else ''}".strip()
+
+
+def _example(kept: str) -> Path:
+    return ROOT / "evidence" / "examples" / f"{kept}.json"
 
 
 def _rows(run: str) -> list[Row]:

@@ -5,7 +5,10 @@ With NORM_FUSION_GPU_TESTS=1 nothing is interpreted, and `pytest` runs tests/gpu
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 if os.environ.get("NORM_FUSION_GPU_TESTS") == "1":
     collect_ignore = [path.name for path in Path(__file__).parent.iterdir() if path.name not in ("gpu", "conftest.py")]
@@ -15,3 +18,17 @@ else:
     collect_ignore = ["gpu"]
 sys.path.append(str(Path(__file__).parent / "kernels"))  # aot, accuracy, gradients
 sys.path.append(str(Path(__file__).parent / "ops"))  # control, ranks, test_autograd's chain of operators
+
+
+@pytest.fixture(scope="module")
+def passes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
+    """Fails a test if one of its file's checks (`ranks`) did, on either of two processes that run them all once."""
+    from ranks import run_both
+
+    complaints = run_both(str(request.path), tmp_path_factory.mktemp("ranks"))
+
+    def passes(name: str) -> None:
+        if said := complaints(name):
+            pytest.fail(said, pytrace=False)
+
+    return passes

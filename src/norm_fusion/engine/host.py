@@ -134,14 +134,10 @@ class Host:
         worker.tell(self.shard.to_dict())
         while True:
             patience = self.timeout_s if self.case is not None else max(self.timeout_s, START_S)
-            until = time.monotonic() + patience
-            while True:
-                try:
-                    at, line = worker.lines.get(timeout=min(LOOK_UP_S, patience))
-                    break
-                except queue.Empty:
-                    if time.monotonic() >= until:
-                        return Fault(f"gave no sign of life for {patience:.0f} s", Code.HUNG)
+            heard = _heard(worker, patience)
+            if heard is None:
+                return Fault(f"gave no sign of life for {patience:.0f} s", Code.HUNG)
+            at, line = heard
             if not line:
                 return None
             try:
@@ -307,6 +303,17 @@ class Host:
         if sampled and judged and (told.case, told.profile) not in self.shown:
             return "no output of it was shown to the verifier", Code.WRONG_OUTPUT
         return None
+
+
+def _heard(worker: Worker, patience_s: float) -> tuple[float, bytes] | None:
+    """When the worker spoke and what it said; None if it said nothing for so long."""
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            return worker.lines.get(timeout=min(LOOK_UP_S, patience_s))
+        except queue.Empty:
+            if time.monotonic() >= until:
+                return None
 
 
 def _fate(code: int) -> str:

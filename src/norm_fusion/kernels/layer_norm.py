@@ -13,9 +13,9 @@ algorithm of Chan, Golub and LeVeque 1983). Without it a row of 1000s is off by 
   twice the elements to compute a byte, and instructions count: there one reduction gives sum and sum of squares, and
   E[x^2] - mean^2 is used where it loses at most one bit, |mean| <= std; any other row is centred and reduced again.
   4096x4096 fp16 in a CUDA graph: 17.9 us; where each row's |mean| > std 19.0.
-- `layer_norm_wide`, where programs cannot share a wide row (`cooperative`): it is walked twice, backwards the second
-  time, out of the L1 or L2 cache. The first walk gives each lane the mean and centred square sum of its own elements
-  (Welford 1962) and merges the lanes at the end (Chan, Golub and LeVeque 1983).
+- `layer_norm_wide`: the row is walked twice, backwards the second time, out of the L1 or L2 cache. The first walk
+  gives each lane the mean and centred square sum of its own elements (Welford 1962) and merges the lanes at the end
+  (Chan, Golub and LeVeque 1983).
 """
 
 import triton

@@ -18,6 +18,12 @@ from norm_fusion.ops.forward import forward
 from norm_fusion.ops.norm import Norm, Operands
 
 
+def holds_its_values(tensor: Tensor | None) -> bool:
+    """Does it, or is it absent? Others go through PyTorch's dispatcher: subclasses, and negatives of what they hold."""
+    plain = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
+    return tensor is None or (plain and not tensor.is_neg())
+
+
 class Normalize(torch.autograd.Function):
     """(norm, input, residual, gate, weight, bias) -> (y, new residual or None)."""
 
@@ -31,7 +37,7 @@ class Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dh: Tensor | None = None) -> Any:
         run: Any = backward
-        if any(t is not None and (type(t) is not Tensor or t.is_neg()) for t in (dy, dh)):
+        if not (holds_its_values(dy) and holds_its_values(dh)):
             # Still on its way from another process, say, or the negative of what it holds: the dispatcher sees to that.
             from norm_fusion.ops.library import call_backward as run
         return None, *gradients(ctx, dy, dh, Wanted(*ctx.needs_input_grad[1:]), run)

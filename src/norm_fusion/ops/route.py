@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from norm_fusion.ops.autograd import Normalize
+from norm_fusion.ops.autograd import Normalize, holds_its_values
 from norm_fusion.ops.composition import composition
 from norm_fusion.ops.distributed import any_distributed, on_shards
 from norm_fusion.ops.forward import forward
@@ -64,10 +64,8 @@ _transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _plain(given: Operands) -> bool:
-    """Tensors that hold their values themselves, as they are, and no mode that wants to see the call?"""
-    return torch._C._len_torch_dispatch_stack() == 0 and all(
-        t is None or ((type(t) is Tensor or type(t) is torch.nn.Parameter) and not t.is_neg()) for t in given
-    )
+    """Tensors that hold their values themselves, and no mode that wants to see the call?"""
+    return torch._C._len_torch_dispatch_stack() == 0 and all(map(holds_its_values, given))
 
 
 def _autocast(norm: Norm, x: Tensor) -> Norm:
