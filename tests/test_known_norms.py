@@ -37,6 +37,37 @@ def test_a_class_that_computes_something_else_is_left_alone(change: str, monkeyp
     assert list(report.replaced.values()) == [("1",)]
 
 
+@pytest.mark.parametrize("cls", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("change", ["another eps", "no weight"])
+def test_so_is_a_class_of_torchs(change: str, cls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cls, "variance_epsilon", property(lambda self: self.eps or 1e-7), raising=False)
+    monkeypatch.setattr(cls, "forward", CHANGED[change])
+    ((left, _),) = patch_model(cls(48)).left_alone.items()
+    assert left.reason == "it computes something else than in torch.nn, for which it is known"
+
+
+def test_a_small_difference_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = llama.LlamaRMSNorm.forward
+    monkeypatch.setattr(llama.LlamaRMSNorm, "forward", lambda self, x: forward(self, x) * 1.001)
+    assert not patch_model(llama.LlamaRMSNorm(48)).replaced
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.LayerNorm((4, 6)),
+        nn.LayerNorm(48, bias=False),
+        nn.LayerNorm(48, elementwise_affine=False),
+        nn.RMSNorm((4, 6)),
+        nn.RMSNorm(48, eps=0.0),
+        nn.RMSNorm(48, elementwise_affine=False),
+    ],
+    ids=str,
+)
+def test_torchs_norms_of_every_kind_are_as_known(norm: nn.Module) -> None:
+    assert patch_model(norm).replaced
+
+
 def test_the_gate_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     norm = qwen3_next.Qwen3NextRMSNormGated(48)
     form = TABLE["transformers.models.qwen3_next.modeling_qwen3_next.Qwen3NextRMSNormGated"]

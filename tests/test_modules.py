@@ -109,10 +109,17 @@ def load(data: bytes) -> nn.Module:
 
 
 @EACH
-def test_float64_is_refused_by_name(name: str) -> None:
-    ours, _ = pair(name, 64, dtype=torch.float64)
-    with pytest.raises(TypeError, match=r"input is torch\.float64: .*_norm takes torch\.float16, .*torch\.float32"):
-        ours(rows(5, 64, dtype=torch.float64))
+def test_float64_is_torchs_own(name: str) -> None:
+    ours, theirs = pair(name, 64, dtype=torch.float64)
+    x = rows(5, 64, dtype=torch.float64)
+    assert torch.equal(ours(x), theirs(x)) and ours(x).dtype == torch.float64
+
+
+@EACH
+def test_what_is_no_tensor_is_refused_by_name(name: str) -> None:
+    ours, _ = pair(name, 64)
+    with pytest.raises(TypeError, match="input is a list: .*_norm takes a torch.Tensor"):
+        ours([1.0])
 
 
 @EACH

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from norm_fusion.ops import Norm, Operands, normalize
+from norm_fusion.ops import Operands, ask, check, normalize, require_tensor
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -38,7 +38,8 @@ def rms_norm(
     """RMSNorm (Zhang and Sennrich 2019): `input / sqrt(mean(input^2) + eps) * (weight + offset) + bias`.
 
     Args:
-        input: shape (..., *normalized_shape).
+        input: shape (..., *normalized_shape), read where it lies. Copied first only if a row is not contiguous, or the
+            rows take more than three strides.
         normalized_shape: the trailing dimensions to normalize over, together.
         weight: shape normalized_shape, or (heads, *normalized_shape) where input ends with it: a weight for each head.
         eps: added to the mean square; None for float32's machine epsilon, whatever the input's dtype.
@@ -51,11 +52,10 @@ def rms_norm(
         A tensor of input's shape.
 
     Raises:
-        ValueError: a shape or device does not fit.
-        TypeError: what should be a tensor is none, or a dtype is not supported.
+        ValueError: a shape, a device or a value does not fit.
+        TypeError: what should be a tensor or a number is none, or a dtype or layout is not supported.
     """
-    shape = tuple(normalized_shape)
-    norm = Norm(False, len(shape), EPS if eps is None else float(eps), offset, cast_first, False, out_dtype)
+    norm, shape = ask(False, normalized_shape, EPS if eps is None else eps, offset, cast_first, False, out_dtype)
     return normalize("rms_norm", norm, shape, Operands(input, None, None, weight, bias))[0]
 
 
@@ -74,8 +74,7 @@ def layer_norm(
 
     Arguments, return and errors as `rms_norm`; eps is added to the biased variance.
     """
-    shape = tuple(normalized_shape)
-    norm = Norm(True, len(shape), float(eps), offset, cast_first, False, out_dtype)
+    norm, shape = ask(True, normalized_shape, eps, offset, cast_first, False, out_dtype)
     return normalize("layer_norm", norm, shape, Operands(input, None, None, weight, bias))[0]
 
 
@@ -96,7 +95,7 @@ def add_rms_norm(
 
     Args:
         residual: of input's shape, in a dtype of its own: float32 keeps a residual stream exact beside 16-bit
-            activations.
+            activations. Read, and copied, as input is.
         residual_dtype: of the new residual, None for residual's. The sum is rounded to it, then normalized.
 
     The other arguments are `rms_norm`'s; out_dtype is input's dtype where None, as is what cast_first rounds to.
@@ -104,9 +103,9 @@ def add_rms_norm(
     Returns:
         The normalized output and the new residual, of input's shape. Either may be left unused by what follows.
     """
-    shape = tuple(normalized_shape)
-    eps = EPS if eps is None else float(eps)
-    norm = Norm(False, len(shape), eps, offset, cast_first, False, out_dtype, residual_dtype)
+    require_tensor("add_rms_norm", "residual", residual)
+    eps = EPS if eps is None else eps
+    norm, shape = ask(False, normalized_shape, eps, offset, cast_first, False, out_dtype, residual_dtype)
     return _both(*normalize("add_rms_norm", norm, shape, Operands(input, residual, None, weight, bias)))
 
 
@@ -124,8 +123,8 @@ def add_layer_norm(
     residual_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`new = input + residual; layer_norm(new), new` in one kernel; see `add_rms_norm`."""
-    shape = tuple(normalized_shape)
-    norm = Norm(True, len(shape), float(eps), offset, cast_first, False, out_dtype, residual_dtype)
+    require_tensor("add_layer_norm", "residual", residual)
+    norm, shape = ask(True, normalized_shape, eps, offset, cast_first, False, out_dtype, residual_dtype)
     return _both(*normalize("add_layer_norm", norm, shape, Operands(input, residual, None, weight, bias)))
 
 
@@ -144,8 +143,8 @@ def gated_rms_norm(
     """RMSNorm over the last dimension with a silu gate, as Mamba2 (Dao and Gu 2024) and Qwen3-Next have it.
 
     Args:
-        input: shape (..., cols).
-        gate: of input's shape, in a dtype of its own.
+        input: shape (..., cols), read, and copied, as `rms_norm`'s.
+        gate: of input's shape, in a dtype of its own; read, and copied, as input is.
         weight: shape (cols,).
         norm_before_gate: `rms_norm(input) * silu(gate)` as in Qwen3-Next, else `rms_norm(input * silu(gate))` as in
             Mamba2. The product is not rounded before it is normalized.
@@ -153,22 +152,26 @@ def gated_rms_norm(
 
     The other arguments, return and errors are `rms_norm`'s.
     """
-    if not isinstance(input, Tensor) or not isinstance(gate, Tensor):
-        label, given = ("gate", gate) if isinstance(input, Tensor) else ("input", input)
-        raise TypeError(f"{label} is a {type(given).__name__}: gated_rms_norm takes a torch.Tensor")
+    require_tensor("gated_rms_norm", "input", input)
+    require_tensor("gated_rms_norm", "gate", gate)
     if not input.dim():
         raise ValueError("input has no dimension to normalize over")
     cols = input.shape[-1]
-    norm = Norm(False, 1, EPS if eps is None else float(eps), offset, cast_first, not norm_before_gate, out_dtype)
+    eps = EPS if eps is None else eps
+    norm, shape = ask(False, (cols,), eps, offset, cast_first, not norm_before_gate, out_dtype)
+    whole = Operands(input, None, gate, weight, None)
     if group_size is None or group_size == cols:
-        return normalize("gated_rms_norm", norm, (cols,), Operands(input, None, gate, weight, None))[0]
+        return normalize("gated_rms_norm", norm, shape, whole)[0]
+    if not isinstance(group_size, int):
+        raise TypeError(f"group_size is a {type(group_size).__name__}: it must be an int, or None")
     if group_size < 1 or cols % group_size:
         raise ValueError(f"group_size is {group_size}, input has {cols} columns: it must divide them")
+    check("gated_rms_norm", norm, shape, whole)
+    if weight is not None and weight.dim() != 1:
+        raise ValueError(f"weight has shape {list(weight.shape)}: with group_size it must have shape [{cols}]")
     groups = (cols // group_size, group_size)
-    if weight is not None:
-        weight = weight.view(groups)
-    given = Operands(input.view(*input.shape[:-1], *groups), None, gate.view(*gate.shape[:-1], *groups), weight, None)
-    return normalize("gated_rms_norm", norm, (group_size,), given)[0].flatten(-2)
+    grouped = [None if t is None else t.view(*t.shape[:-1], *groups) for t in whole]
+    return normalize("gated_rms_norm", norm, groups[1:], Operands(*grouped))[0].flatten(-2)  # type: ignore[arg-type]
 
 
 def _both(y: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:

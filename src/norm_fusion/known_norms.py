@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from norm_fusion.functional import EPS
 from norm_fusion.ops.composition import composition
 from norm_fusion.ops.norm import Norm, Operands
 
@@ -42,6 +43,7 @@ T5 = Form("rms", "hidden_states", "variance_epsilon", rounds="weight", out="weig
 QWEN_GATED = Form("gated rms", "hidden_states", "variance_epsilon", rounds="input")
 TORCH_RMS = Form("torch's rms", "x", "eps")
 TORCH_LAYER = Form("torch's layer", "input", "eps")
+TORCHS = (TORCH_RMS.kind, TORCH_LAYER.kind)
 
 # One line a class, as transformers 5.23 has them; tests/patching compares each with the installed one.
 TABLE: Mapping[str, Form] = {
@@ -115,10 +117,11 @@ def options(form: Form, module: Any, x: Tensor) -> dict[str, Any]:
 
 
 def is_as_known(module: Any, form: Form) -> bool:
-    """Does a module of transformers compute what its form says? Tried on two rows, on the CPU.
+    """Does a module compute what its form says? Tried on two rows, on the CPU.
 
-    TABLE was made from one version of transformers; in another a class of the same name may compute something else. The
-    module's own weights are not touched: they may be large, sharded or on the meta device.
+    TABLE was made from one version of transformers; in another a class of the same name may compute something else, and
+    any class's forward may have been replaced. The module's own weights are not touched: they may be large, sharded or
+    on the meta device.
     """
     cls: Any = type(module)
     probe: Any = object.__new__(cls)  # cls.__new__ of the classes that fully_shard makes calls __init__
@@ -126,20 +129,32 @@ def is_as_known(module: Any, form: Form) -> bool:
     vars(probe).update({name: value for name, value in vars(module).items() if not name.startswith("_")})
     draw = torch.Generator().manual_seed(0)
     with _disable_current_modes(), torch.no_grad():
-        (width,) = module.weight.shape
-        probe.weight = nn.Parameter(torch.randn(width, generator=draw, device="cpu"))
-        x = torch.randn(2, width, generator=draw, device="cpu")
-        x[1] *= getattr(module, form.eps) ** 0.5  # where eps counts
-        gate = torch.randn(2, width, generator=draw, device="cpu") if form.kind == "gated rms" else None
+        shape = module.normalized_shape if form.kind in TORCHS else module.weight.shape
+        for label in ("weight", "bias"):
+            if hasattr(module, label):
+                there = getattr(module, label) is not None
+                value = torch.randn(shape, generator=draw, device="cpu")
+                setattr(probe, label, nn.Parameter(value) if there else None)
+        x = torch.randn(2, *shape, generator=draw, device="cpu")
+        x[1] *= (getattr(module, form.eps) or EPS) ** 0.5  # where eps counts
+        gate = torch.randn(2, *shape, generator=draw, device="cpu") if form.kind == "gated rms" else None
         try:
             found = cls.forward(probe, x) if gate is None else cls.forward(probe, x, gate)
         except Exception:  # noqa: BLE001 - a forward that takes something else is not the known one
             return False
-        known = options(form, probe, x)
-        weight = known.pop("weight")
-        expected, _ = composition(Norm(False, 1, **known), Operands(x, None, gate, weight, None))
+        expected = _expected(form, probe, x, gate)
         return (
             isinstance(found, Tensor)
             and found.shape == x.shape
-            and torch.allclose(found, expected, atol=1e-5, equal_nan=True)
+            and torch.allclose(found, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
         )
+
+
+def _expected(form: Form, module: Any, x: Tensor, gate: Tensor | None) -> Tensor:
+    """What the form says that `module` computes."""
+    if form.kind in TORCHS:
+        eps = EPS if module.eps is None else module.eps
+        norm = Norm(form.kind == "torch's layer", len(module.normalized_shape), eps)
+    else:
+        norm = Norm(False, 1, **{k: v for k, v in options(form, module, x).items() if k != "weight"})
+    return composition(norm, Operands(x, None, gate, module.weight, getattr(module, "bias", None)))[0]

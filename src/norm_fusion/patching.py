@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from norm_fusion import functional
-from norm_fusion.known_norms import TABLE, Form, is_as_known, options
+from norm_fusion.known_norms import TABLE, TORCHS, Form, is_as_known, options
 from norm_fusion.modules import LayerNorm, RMSNorm
 from norm_fusion.ops.norm import DTYPES
 
@@ -124,20 +124,24 @@ def patch_model(model: nn.Module, *, strict: bool = False) -> Report:
 def unpatch_model(model: nn.Module) -> int:
     """Give the norms that `patch_model` replaced their own classes back; how many there were.
 
-    Of a norm to which something else has given a class of its own since, fully_shard or parametrize for two, it warns:
-    unpatch before those.
+    Of a norm to which something else has given a class (fully_shard, parametrize) or a forward (accelerate's hooks) of
+    its own since, it warns: unpatch before those.
 
     Raises:
         TypeError: model is no torch.nn.Module.
     """
     _require_module("unpatch_model", model)
     patched = {name: module for name, module in model.named_modules() if hasattr(type(module), ORIGINAL)}
-    changed = tuple(name for name, module in patched.items() if ORIGINAL not in vars(type(module)))
+    changed = tuple(
+        name
+        for name, module in patched.items()
+        if ORIGINAL not in vars(type(module)) or "forward" in vars(module)  # which has the patched one inside
+    )
     for name, module in patched.items():
         if name not in changed:
             module.__class__ = getattr(type(module), ORIGINAL)
     if changed:
-        listed = _line("stay patched, as their class was changed again since", changed)
+        listed = _line("stay patched, as their class or forward was changed again since", changed)
         warnings.warn(f"unpatch_model: {listed.strip()}", stacklevel=2)
     return len(patched) - len(changed)
 
@@ -178,16 +182,21 @@ def _obstacle(module: nn.Module) -> str | None:
         return "parametrized"
     if not hasattr(module, form.eps):
         return f"it has no {form.eps}"
+    eps = getattr(module, form.eps)
+    default = eps is None and form.kind == "torch's rms"
+    if not default and not (isinstance(eps, (int, float)) and eps >= 0):
+        return f"its {form.eps} is {eps}: the kernels take a number of 0 or more"
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     for label, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.dtype not in DTYPES:
             return f"{label} is {tensor.dtype}: the kernels have {', '.join(map(str, DTYPES))}"
-    if form.kind in ("rms", "gated rms") and (weight is None or weight.dim() != 1):
+    if form.kind not in TORCHS and (weight is None or weight.dim() != 1):
         return "its weight is no vector"
     if form.kind == "gated rms" and getattr(module, "activation", "silu") not in ("silu", "swish"):
         return f"its gate is {module.activation}: the kernels have silu"
-    if form.kind in ("rms", "gated rms") and not is_as_known(module, form):
-        return "it computes something else than in transformers 5.23, for which it is known"
+    if not is_as_known(module, form):
+        known = "torch.nn" if form.kind in TORCHS else "transformers 5.23"
+        return f"it computes something else than in {known}, for which it is known"
     return None
 
 

@@ -166,10 +166,11 @@ def test_a_float64_module_keeps_working() -> None:
 
 
 def test_unpatching_says_what_it_cannot_restore() -> None:
-    model = nn.Sequential(nn.LayerNorm(8), nn.RMSNorm(8))
+    model = nn.Sequential(nn.LayerNorm(8), nn.RMSNorm(8), nn.LayerNorm(8))
     patch_model(model)
     parametrize.register_parametrization(model[1], "weight", nn.Identity())
-    with pytest.warns(UserWarning, match=r"1  stay patched, as their class was changed again since: 1$"):
+    model[2].forward = model[2].forward  # as a hook does, with its own around it
+    with pytest.warns(UserWarning, match=r"2  stay patched, as their class or forward was changed again since: 1, 2$"):
         assert unpatch_model(model) == 1
     assert type(model[0]) is nn.LayerNorm
 
@@ -189,13 +190,27 @@ def set_to(**values: Any) -> Callable[[Any], object]:
     [
         (lambda: of(lambda norm: setattr(norm, "forward", norm.forward)), "forward was replaced on the module"),
         (lambda: of(lambda norm: delattr(norm, "variance_epsilon")), "it has no variance_epsilon"),
+        (lambda: of(set_to(variance_epsilon=None)), "its variance_epsilon is None: the kernels take a number"),
+        (lambda: of(set_to(variance_epsilon=-1e-6)), "its variance_epsilon is -1e-06: the kernels take a number"),
+        (lambda: of(set_to(eps=-1e-6), RMS), "its eps is -1e-06: the kernels take a number"),
         (lambda: of(set_to(weight=None)), "its weight is no vector"),
         (lambda: of(set_to(weight=nn.Parameter(torch.ones(2, 48)))), "its weight is no vector"),
         (lambda: of(lambda norm: norm.to(torch.complex64)), "weight is torch.complex64"),
         (lambda: of(set_to(activation="sigmoid"), FORMS["Qwen3-Next gated"]), "its gate is sigmoid"),
         (lambda: nn.utils.parametrizations.weight_norm(nn.LayerNorm((8, 8))), "parametrized"),
     ],
-    ids=["accelerate's hook", "no eps", "no weight", "a matrix", "complex", "another gate", "parametrized"],
+    ids=[
+        "accelerate's hook",
+        "no eps",
+        "an eps of None",
+        "a negative eps",
+        "a negative eps of torch's",
+        "no weight",
+        "a matrix",
+        "complex",
+        "another gate",
+        "parametrized",
+    ],
 )
 @pytest.mark.filterwarnings("ignore:Complex modules")
 def test_what_would_not_be_computed_rightly_is_left_alone(norm: Callable[[], nn.Module], reason: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from norm_fusion.ops.autograd import gradients, remember
 from norm_fusion.ops.backward import Wanted, backward
 from norm_fusion.ops.forward import forward
-from norm_fusion.ops.norm import Norm, Operands
+from norm_fusion.ops.norm import Norm, Operands, check_backward_call, check_call
 
 NORM = (
     "int trailing, float eps, float offset, bool cast_first, bool gate_first, "
@@ -41,13 +41,16 @@ def through_dispatcher(norm: Norm, given: Operands, save: bool) -> tuple[Tensor,
 
 
 def _forward(centred: bool, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    given = Operands(*args[:5])
-    y, h, saved = forward(Norm(centred, *args[5:-1]), given, args[-1])
+    norm, given = Norm(centred, *args[5:-1]), Operands(*args[:5])
+    check_call(norm, given)
+    y, h, saved = forward(norm, given, args[-1])
     return y, _or_empty(h, y), _or_empty(saved, y)
 
 
 def _forward_fake(centred: bool, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    norm, (x, residual, *_), save = Norm(centred, *args[5:-1]), Operands(*args[:5]), args[-1]
+    norm, given, save = Norm(centred, *args[5:-1]), Operands(*args[:5]), args[-1]
+    check_call(norm, given)
+    x, residual, *_ = given
     y = x.new_empty(x.shape, dtype=norm.out_dtype or x.dtype)
     h = None if residual is None else x.new_empty(x.shape, dtype=norm.residual_dtype or residual.dtype)
     saved = None
@@ -60,6 +63,7 @@ def _forward_fake(centred: bool, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _backward(centred: bool, dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     dh, h, gate, weight, bias, saved, *rest = args
     norm, dtypes, wanted = Norm(centred, *rest[:-3]), tuple(rest[-3:-1]), Wanted(*rest[-1])
+    check_backward_call(norm, dy, dh, Operands(h, None, gate, weight, bias), saved, dtypes)
     found = backward(norm, dy, dh, h, gate, weight, bias, saved, dtypes, wanted)
     if found.residual is found.x:  # an operator's outputs are no aliases of each other
         found = found._replace(residual=None)
@@ -67,8 +71,9 @@ def _backward(centred: bool, dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 
 def _backward_fake(centred: bool, dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    _, h, gate, weight, bias, *rest = args
-    dtypes, wanted = rest[-3:-1], Wanted(*rest[-1])
+    dh, h, gate, weight, bias, saved, *rest = args
+    norm, dtypes, wanted = Norm(centred, *rest[:-3]), rest[-3:-1], Wanted(*rest[-1])
+    check_backward_call(norm, dy, dh, Operands(h, None, gate, weight, bias), saved, dtypes)
 
     def like(tensor: Tensor | None, want: bool, dtype: torch.dtype | None = None) -> Tensor:
         if tensor is None or not want:

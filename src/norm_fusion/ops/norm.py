@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -38,15 +40,51 @@ class Operands(NamedTuple):
     bias: Tensor | None
 
 
+def ask(
+    centred: bool,
+    normalized_shape: Sequence[int],
+    eps: float,
+    offset: float,
+    cast_first: bool,
+    gate_first: bool = False,
+    out_dtype: torch.dtype | None = None,
+    residual_dtype: torch.dtype | None = None,
+) -> tuple[Norm, tuple[int, ...]]:
+    """A Norm from a caller's arguments, whose values that are no tensors it refuses here; and normalized_shape."""
+    if isinstance(normalized_shape, int) or not isinstance(normalized_shape, Sequence):
+        raise TypeError(f"normalized_shape is {normalized_shape!r}: it must be a sequence of ints, as (4096,)")
+    shape = tuple(normalized_shape)
+    eps = _real("eps", eps)
+    if not eps >= 0:
+        raise ValueError(f"eps is {eps}: it must be 0 or more")
+    offset = _real("offset", offset)
+    for label, dtype in (("out_dtype", out_dtype), ("residual_dtype", residual_dtype)):
+        if dtype is not None and dtype not in DTYPES:
+            raise TypeError(f"{label} is {dtype}: it must be one of {_names(DTYPES)}, or None")
+    return Norm(centred, len(shape), eps, offset, cast_first, gate_first, out_dtype, residual_dtype), shape
+
+
+def _real(label: str, value: object) -> float:
+    if isinstance(value, (float, int)) or (isinstance(value, Real) and not isinstance(value, Tensor)):
+        return float(value)
+    raise TypeError(f"{label} is a {type(value).__name__}: it must be a float")
+
+
+def require_tensor(name: str, label: str, value: object) -> None:
+    """Refuse what is no strided tensor of a dtype that the kernels have."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{label} is a {type(value).__name__}: {name} takes a torch.Tensor")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"{label} is {value.dtype}: {name} takes {_names(DTYPES)}")
+    if value.layout is not torch.strided or value.is_nested:
+        seen = "nested" if value.is_nested else value.layout
+        raise TypeError(f"{label} is {seen}: {name} takes {torch.strided}")
+
+
 def check(name: str, norm: Norm, shape: tuple[int, ...], given: Operands) -> None:
-    """Refuse what the operator cannot do, naming the argument, what was seen and what is allowed."""
+    """Refuse tensors that the operator cannot do, naming the argument, what was seen and what is allowed."""
     x = given.x
-    if not isinstance(x, Tensor):
-        raise TypeError(f"input is a {type(x).__name__}: {name} takes a torch.Tensor")
-    if x.dtype not in DTYPES:
-        raise TypeError(f"input is {x.dtype}: {name} takes {_names(DTYPES)}")
-    if x.layout is not torch.strided:
-        raise TypeError(f"input is {x.layout}: {name} takes {torch.strided}")
+    require_tensor(name, "input", x)
     if not shape or x.shape[-len(shape) :] != shape:
         raise ValueError(
             f"normalized_shape is {list(shape)}, input has shape {list(x.shape)}: "
@@ -58,10 +96,7 @@ def check(name: str, norm: Norm, shape: tuple[int, ...], given: Operands) -> Non
         tensor = getattr(given, label)
         if tensor is None:
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{label} is a {type(tensor).__name__}: {name} takes a torch.Tensor")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"{label} is {tensor.dtype}: {name} takes {_names(DTYPES)}")
+        require_tensor(name, label, tensor)
         if tensor.device != x.device:
             raise ValueError(f"{label} is on {tensor.device}, input on {x.device}: they must be on one device")
         if label in ("residual", "gate"):
@@ -78,11 +113,50 @@ def check(name: str, norm: Norm, shape: tuple[int, ...], given: Operands) -> Non
         raise ValueError(
             f"bias has shape {list(given.bias.shape)}, weight has shape {list(given.weight.shape)}: they must match"
         )
-    for label, dtype in (("out_dtype", norm.out_dtype), ("residual_dtype", norm.residual_dtype)):
-        if dtype is not None and dtype not in DTYPES:
-            raise TypeError(f"{label} is {dtype}: {name} takes {_names(DTYPES)}")
     if norm.offset and given.weight is None:
         raise ValueError(f"offset is {norm.offset} and there is no weight to add it to")
+
+
+def check_call(norm: Norm, given: Operands) -> None:
+    """Refuse what one who calls torch.ops.norm_fusion himself may hand it, and `functional` does not."""
+    name = "layer_norm" if norm.centred else "rms_norm"
+    ask(norm.centred, _row(norm, given.x), *norm[2:])
+    check(name, norm, _row(norm, given.x), given)
+    if given.gate is not None and norm.centred:
+        raise ValueError("gate is given, and layer_norm has none: pass None")
+
+
+def check_backward_call(
+    norm: Norm, dy: Tensor, dh: Tensor | None, given: Operands, saved: Tensor, dtypes: Sequence[torch.dtype]
+) -> None:
+    """The same of a backward; `given.x` is its h."""
+    check_call(norm, given)
+    h, leading = given.x, given.x.dim() - norm.trailing
+    for label, gradient in (("dy", dy), ("dh", dh)):
+        if gradient is None:
+            continue
+        require_tensor("a backward", label, gradient)
+        if gradient.shape != h.shape or gradient.device != h.device:
+            raise ValueError(
+                f"{label} has shape {list(gradient.shape)} on {gradient.device}, h {list(h.shape)} on {h.device}: "
+                "they must match"
+            )
+    rows = math.prod(h.shape[:leading])
+    shape = (2, rows) if norm.centred else (rows,)
+    if saved.shape != shape or saved.dtype != torch.float32 or saved.device != h.device or not saved.is_contiguous():
+        raise ValueError(
+            f"saved is {saved.dtype} of shape {list(saved.shape)} on {saved.device}: it must be what the forward "
+            f"saved, torch.float32 of shape {list(shape)}, contiguous, on {h.device}"
+        )
+    for label, dtype in zip(("input_dtype", "old_residual_dtype"), dtypes, strict=True):
+        if dtype not in DTYPES:
+            raise TypeError(f"{label} is {dtype}: a backward takes {_names(DTYPES)}")
+
+
+def _row(norm: Norm, x: Tensor) -> tuple[int, ...]:
+    if not 1 <= norm.trailing <= x.dim():
+        raise ValueError(f"trailing is {norm.trailing}, input has shape {list(x.shape)}: it must be 1 to {x.dim()}")
+    return x.shape[x.dim() - norm.trailing :]
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
