@@ -233,6 +233,20 @@ def test_a_weight_for_each_head_of_rows_in_chunks(op: Op) -> None:
 
 
 @EACH_OP
+def test_a_weight_for_each_head_of_lean_rows(op: Op) -> None:
+    given = Given(vectors=1, means=True, added=False, gated=False)
+    cols = 16_384
+    assert pick_backward(cols, 2, 2, 2, given, Device(4, 227 * 1024, cooperative=False)).lean
+    check(Operands(op, normal(3, 2, cols, dtype=torch.float16), normal(2, cols, dtype=torch.float16)))
+
+
+@pytest.mark.parametrize("cols", [300, 20_001])
+def test_the_gradient_of_a_gate_that_comes_first_alone(cols: int) -> None:
+    """It wants the means of a row, as the input's does."""
+    check(strided_gate(cols, torch.float16, gate_first=True), ["gate"])
+
+
+@EACH_OP
 @pytest.mark.parametrize("unused", ["y", "h"])
 def test_either_output_may_be_unused(op: Op, unused: str) -> None:
     given = replace(draw(op, 5, 300, torch.float16), residual=normal(5, 300))

@@ -15,6 +15,9 @@ from accuracy import DTYPES, NORMS, Operands, composition, draw, error_in_roundo
 from hypothesis import strategies as st
 
 from norm_fusion.kernels.launch import pick_rms_norm
+from norm_fusion.ops.forward import forward
+from norm_fusion.ops.norm import Norm
+from norm_fusion.ops.norm import Operands as Tensors
 from norm_fusion.reference import reference
 from norm_fusion.spec import Op
 
@@ -129,6 +132,18 @@ def test_a_constant_row_is_the_bias(cols: int, dtype: torch.dtype) -> None:
     given = draw(Op.LAYERNORM, 2, cols, dtype)
     given.x[1] = 1000.0
     torch.testing.assert_close(run(given)[1], given.bias, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("cols", [300, 1000, 5121, 20_001, 70_001])
+def test_what_the_mean_of_an_fp32_row_lost_is_given_back(cols: int) -> None:
+    """A constant row's mean is that constant, and its outputs are the bias; half an ulp of 1000 would be 0.01."""
+    given = draw(Op.LAYERNORM, 8, cols, torch.float32)
+    given.x[:] = 1000.1 + 100.3 * torch.arange(8)[:, None]
+    tensors = Tensors(given.x, None, None, given.weight, given.bias)
+    y, _, saved = forward(Norm(True, 1, given.eps), tensors, save=True)
+    assert saved is not None
+    torch.testing.assert_close(saved[0], given.x[:, 0], rtol=0, atol=0)
+    torch.testing.assert_close(y, given.bias.expand(8, -1), rtol=0, atol=0.001)
 
 
 @EACH_OP

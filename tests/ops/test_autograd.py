@@ -96,6 +96,17 @@ def test_gradients_of_gradients_are_pytorchs() -> None:
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
 
 
+def test_a_rounding_is_no_step_of_the_gradients_that_can_be_differentiated() -> None:
+    """Its gradient is 1. As a step, the gradient that passes it is rounded as well."""
+    x, w, dy = (normal(*shape, seed=i).half().requires_grad_() for i, shape in enumerate([(5, 64), (64,), (5, 64)]))
+    first, second = (
+        torch.autograd.grad(nf.rms_norm(x, (64,), w, 1e-5, cast_first=cast_first), (x, w), dy, create_graph=True)
+        for cast_first in (True, False)
+    )
+    for cast, plain in zip(first, second, strict=True):
+        assert torch.equal(cast, plain)
+
+
 def test_a_gate_made_from_the_input_has_its_second_derivative_too() -> None:
     """What leads from the input to the gate is not the norm's to differentiate: counted twice, it would show."""
 
