@@ -25,7 +25,7 @@ def passes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Fails a test if one of its file's checks (`ranks`) did, on either of two processes that run them all once."""
     from ranks import run_both
 
-    complaints = run_both(str(request.path), tmp_path_factory.mktemp("ranks"))
+    complaints = run_both(str(request.path), tmp_path_factory.mktemp("ranks"), "cpu")
 
     def passes(name: str) -> None:
         if said := complaints(name):

@@ -1,9 +1,9 @@
-"""Two processes over gloo on this machine.
+"""Two processes on this machine: on its CPU over gloo, or on its GPUs over NCCL, one each.
 
 The two are started once for a file of tests and run all of its checks, one after the other; each test then reads what
-became of one of them. A check does everything on both ranks, and yields what it found beside what it wanted. The
-kernels run in Triton's interpreter. All is run again without them, where outputs are zeros, and then no comparison may
-pass.
+became of one of them. A check does everything on both ranks, and yields what it found beside what it wanted. On a CPU
+the kernels run in Triton's interpreter. All is run again without them, where outputs are zeros, and then no comparison
+may pass.
 """
 
 from __future__ import annotations
@@ -72,11 +72,17 @@ class Checks(dict[str, Check]):
 
 
 def values(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+    """The same on every device."""
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)), device="cpu")
+    return drawn.to(torch.get_default_device())
 
 
 def line() -> DeviceMesh:
-    return init_device_mesh("cpu", (RANKS,))
+    return grid(RANKS)
+
+
+def grid(*shape: int) -> DeviceMesh:
+    return init_device_mesh(torch.get_default_device().type, shape)
 
 
 def full(tensor: Any) -> Tensor:
@@ -104,10 +110,16 @@ def problem_of_zeros(check: Check) -> str | None:
     return f"agreed although no kernel ran: {', '.join(agreed)}" if agreed else None
 
 
-def run_rank(checks: Checks, rank: int, folder: Path) -> None:
+def run_rank(checks: Checks, which: str, where: str, device: str) -> None:
+    """The main of a file of checks, of its three arguments."""
+    rank, folder = int(which), Path(where)
     torch.set_num_threads(1)
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+        torch.set_default_device(f"cuda:{rank}")
     store = dist.FileStore(str(folder / "store"), RANKS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=60))
+    backend = {"cpu": "gloo", "cuda": "nccl"}[device]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=60))
     jobs = [(name, partial(problem, check)) for name, check in checks.items()]
     jobs += [(name + OF_ZEROS, partial(problem_of_zeros, checks[name])) for name in checks.controlled]
     with (folder / f"{rank}.jsonl").open("w") as file:
@@ -126,20 +138,22 @@ def run_rank(checks: Checks, rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def run_both(script: str, folder: Path) -> Callable[[str], str]:
+def run_both(script: str, folder: Path, device: str) -> Callable[[str], str]:
     """Start a file of tests as two processes; what the ranks have to say of a check, nothing where it passed.
 
     They meet in a file of their own, and gloo takes the ports that the system gives it: no two runs are in each other's
     way.
     """
-    here = {"TRITON_INTERPRET": "1", "NORM_FUSION_FORCE_TRITON": "1", "OMP_NUM_THREADS": "1"}
+    here = {"OMP_NUM_THREADS": "1"}
+    if device == "cpu":
+        here |= {"TRITON_INTERPRET": "1", "NORM_FUSION_FORCE_TRITON": "1"}
     here["PYTHONPATH"] = os.pathsep.join(sys.path)  # with the helpers that lie beside tests
     if sys.platform == "linux":
         here["GLOO_SOCKET_IFNAME"] = "lo"  # not what the name of this machine may resolve to
     ranks, ended = [], []
     for rank in range(RANKS):
         with (folder / f"{rank}.log").open("w") as log:
-            command = [sys.executable, script, str(rank), str(folder)]
+            command = [sys.executable, script, str(rank), str(folder), device]
             ranks.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | here))
     deadline = time.monotonic() + DEADLINE
     for rank in ranks:

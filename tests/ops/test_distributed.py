@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,9 +14,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from by_name import COLS, EPS, NAMES, ours, torchs
-from ranks import FP32, OF_ZEROS, RANKS, Checks, Pair, full, line, run_rank, values
+from ranks import FP32, OF_ZEROS, RANKS, Checks, Pair, full, grid, line, run_rank, values
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -100,7 +99,7 @@ for each in NAMES:
 @CHECKS.add
 def meshes_of_two_dimensions() -> Iterator[Pair]:
     for shape in ((RANKS, 1), (1, RANKS)):
-        mesh = init_device_mesh("cpu", shape)
+        mesh = grid(*shape)
         for rows, summed in (((*ROWS, Shard(1)), (*SUM, *SUM)), ((*ROWS, *KEPT), (*SUM, *KEPT))):
             given = operands("add_layer_norm", (3, 3, COLS), rows, (*KEPT, *KEPT), summed)
             own = partial(torchs, "add_layer_norm")
@@ -246,7 +245,7 @@ def compiled_whole() -> Iterator[Pair]:
 
 @CHECKS.add
 def refusals() -> Iterator[Pair]:
-    mesh, other = line(), init_device_mesh("cpu", (1, RANKS))
+    mesh, other = line(), grid(1, RANKS)
 
     def on(which: DeviceMesh, *placements: Placement, shape: tuple[int, ...] = (2, COLS)) -> DTensor:
         return DTensor.from_local(values(*shape), which, placements)
@@ -299,4 +298,4 @@ assert "torch.distributed.tensor" not in sys.modules
 
 
 if __name__ == "__main__":
-    run_rank(CHECKS, int(sys.argv[1]), Path(sys.argv[2]))
+    run_rank(CHECKS, *sys.argv[1:])

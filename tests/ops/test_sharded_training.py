@@ -6,7 +6,6 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -156,4 +155,4 @@ def test_without_kernels_every_comparison_fails(name: str, passes: Callable[[str
 
 
 if __name__ == "__main__":
-    run_rank(CHECKS, int(sys.argv[1]), Path(sys.argv[2]))
+    run_rank(CHECKS, *sys.argv[1:])

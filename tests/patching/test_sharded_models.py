@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,4 +68,4 @@ def test_without_kernels_every_comparison_fails(name: str, passes: Callable[[str
 
 
 if __name__ == "__main__":
-    run_rank(CHECKS, int(sys.argv[1]), Path(sys.argv[2]))
+    run_rank(CHECKS, *sys.argv[1:])
