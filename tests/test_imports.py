@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "kernels": {"spec"},
     "ops": {"spec", "kernels"},
     "functional": {"ops"},
-    "modules": {"functional"},
+    "modules": {"functional", "ops"},
     "known_norms": {"ops"},
     "patching": {"functional", "known_norms", "modules", "ops"},
     "backends": {"spec", "reference", "functional", "kernels"},

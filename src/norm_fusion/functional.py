@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from norm_fusion.ops import Operands, ask, check, normalize, require_tensor
+from norm_fusion.ops import EPS, Operands, ask, check, normalize, require_tensor
 
-EPS = torch.finfo(torch.float32).eps
+__all__ = ["add_layer_norm", "add_rms_norm", "gated_rms_norm", "layer_norm", "rms_norm"]
 
 
 def rms_norm(

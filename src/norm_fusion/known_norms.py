@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from norm_fusion.functional import EPS
 from norm_fusion.ops.composition import composition
-from norm_fusion.ops.norm import Norm, Operands
+from norm_fusion.ops.norm import EPS, Norm, Operands
 
 
 class Form(NamedTuple):

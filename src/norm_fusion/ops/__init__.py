@@ -8,7 +8,7 @@ autograd.py      gradients        library.py   torch.ops.norm_fusion: compilers,
 route.py         which of them runs
 """
 
-from norm_fusion.ops.norm import Norm, Operands, ask, check, require_tensor
+from norm_fusion.ops.norm import EPS, Norm, Operands, ask, check, require_tensor
 from norm_fusion.ops.route import normalize
 
-__all__ = ["Norm", "Operands", "ask", "check", "normalize", "require_tensor"]
+__all__ = ["EPS", "Norm", "Operands", "ask", "check", "normalize", "require_tensor"]

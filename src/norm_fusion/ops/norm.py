@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+EPS = torch.finfo(torch.float32).eps  # RMSNorm's, where none is given
 MAX_COLS = 2**31 - 1  # columns are counted in 32 bits
 
 
