@@ -1,4 +1,4 @@
-"""Two processes on this machine: on its CPU over gloo, or on its GPUs over NCCL, one each.
+"""Two processes on this machine: on its CPU over gloo, on two GPUs over NCCL, or on its one GPU (`staged`).
 
 The two are started once for a file of tests and run all of its checks, one after the other; each test then reads what
 became of one of them. A check does everything on both ranks, and yields what it found beside what it wanted. On a CPU
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
+import staged  # noqa: F401, registers itself
 from control import zeros
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -114,11 +115,13 @@ def run_rank(checks: Checks, which: str, where: str, device: str) -> None:
     """The main of a file of checks, of its three arguments."""
     rank, folder = int(which), Path(where)
     torch.set_num_threads(1)
+    backend = "gloo"
     if device == "cuda":
-        torch.cuda.set_device(rank)
-        torch.set_default_device(f"cuda:{rank}")
+        backend = "nccl" if torch.cuda.device_count() >= RANKS else "staged"
+        index = rank if backend == "nccl" else 0
+        torch.cuda.set_device(index)
+        torch.set_default_device(f"cuda:{index}")
     store = dist.FileStore(str(folder / "store"), RANKS)
-    backend = {"cpu": "gloo", "cuda": "nccl"}[device]
     dist.init_process_group(backend, store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=60))
     jobs = [(name, partial(problem, check)) for name, check in checks.items()]
     jobs += [(name + OF_ZEROS, partial(problem_of_zeros, checks[name])) for name in checks.controlled]

@@ -1,4 +1,7 @@
-"""DTensors and sharded training on two GPUs over NCCL: the checks that CI runs over gloo on a CPU."""
+"""DTensors and sharded training of two processes on GPUs: the checks that CI runs over gloo on a CPU.
+
+On two GPUs they are one process each over NCCL; where there is one, both share it: see `staged`.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,11 @@ from types import ModuleType
 import pytest
 import test_distributed
 import test_sharded_training
-import torch
-from ranks import OF_ZEROS, RANKS, run_both
-
-pytestmark = pytest.mark.skipif(torch.cuda.device_count() < RANKS, reason=f"needs {RANKS} GPUs")
+from ranks import OF_ZEROS, run_both
 
 
 @pytest.mark.parametrize("file", [test_distributed, test_sharded_training], ids=lambda file: file.__name__)
-def test_two_gpus_do_what_pytorch_does(file: ModuleType, tmp_path: Path) -> None:
+def test_two_ranks_do_what_pytorch_does(file: ModuleType, tmp_path: Path) -> None:
     """And without kernels every comparison fails."""
     said = run_both(str(file.__file__), tmp_path, "cuda")
     names = [*file.CHECKS, *(name + OF_ZEROS for name in file.CHECKS.controlled)]
