@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import DTYPES, NORMS, Operands, call, draw, errors, normal, run, ulps, variants
+from accuracy import DTYPES, NORMS, Operands, call, draw, errors, forget, normal, run, ulps, variants
 from gradients import check, draw_gradients, gradients
 from test_autograd import SHAPE, model, operands
 from torch import Tensor
@@ -170,10 +170,7 @@ def test_a_new_number_of_rows_compiles_no_kernel(monkeypatch: pytest.MonkeyPatch
         real(self, *args, **kwargs)
         made.append(self)
 
-    from norm_fusion.ops import backward, forward
-
-    for kept in (forward._evenly, forward._kernel, backward._evenly, backward._kernels):
-        kept.cache_clear()
+    forget()
     monkeypatch.setattr(Dispatch, "__init__", remember)
     counts = []
     for rows in (1, 3, 8, 64, 1000, 4096, 4097, 100_000):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from norm_fusion import functional
+from norm_fusion.ops import backward as backward_
 from norm_fusion.ops import forward as forward_
+from norm_fusion.ops import route
 from norm_fusion.reference import layer_norm, rms_norm
 from norm_fusion.spec import UNIT_ROUNDOFF, Case, Op
 
@@ -123,9 +126,23 @@ def strided_gate(cols: int, dtype: torch.dtype, gate_first: bool) -> Operands:
     return Operands(Op.RMSNORM, x, normal(cols, dtype=dtype), gate=gate, gate_first=gate_first)
 
 
+def forget() -> None:
+    """What was found for calls that look alike, so that kernels are chosen anew."""
+    route.CALLS.clear()
+    for kept in (forward_.prepared, forward_._kernel, backward_.prepared, backward_._kernels):
+        kept.cache_clear()
+
+
 def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each forward chooses its kernel anew, as it is now, and none is kept for later tests."""
-    for kept in ("_evenly", "_kernel"):
+
+    class Forgetful(dict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            pass
+
+    monkeypatch.setattr(route, "CALLS", Forgetful())
+    monkeypatch.setattr(route, "prepared", forward_.prepared.__wrapped__)
+    for kept in ("prepared", "_kernel"):
         monkeypatch.setattr(forward_, kept, getattr(forward_, kept).__wrapped__)
 
 

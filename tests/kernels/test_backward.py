@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import DTYPES, NORMS, Operands, composition, draw, normal, strided_gate, variants
+from accuracy import DTYPES, NORMS, Operands, composition, draw, forget, normal, strided_gate, variants
 from gradients import check, draw_gradients, errors, expected, gradients
 from hypothesis import Phase
 from hypothesis import strategies as st
@@ -67,13 +67,11 @@ def test_any_number_of_rows_for_four_processors(op: Op, rows: int) -> None:
 def test_more_partial_sums_than_are_added_at_a_time(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a large GPU."""
     monkeypatch.setattr(backward, "device_of", lambda _: Device(150, 227 * 1024, cooperative=False))
-    backward._kernels.cache_clear()
-    backward._evenly.cache_clear()
+    forget()
     try:
         check(draw(op, 1220, 300, torch.float32))
     finally:
-        backward._kernels.cache_clear()
-        backward._evenly.cache_clear()
+        forget()
 
 
 @EACH_OP

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accuracy import DTYPES, NORMS, Operands, call, draw, errors, normal, run, strided_gate, variants
+from accuracy import DTYPES, NORMS, Operands, call, draw, errors, forget, normal, run, strided_gate, variants
 from gradients import check, draw_gradients, gradients
 from torch import Tensor
 
@@ -30,7 +30,6 @@ def small_backward(cols: int, itemsize: int, weight: int, heads: int, given: Giv
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Eight programs at a time, of 128 columns; yields how many words each board had."""
-    kept = (forward._evenly, forward._kernel, backward._evenly, backward._kernels)
     boards: list[int] = []
     real = Tensor.new_zeros
 
@@ -39,16 +38,14 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         boards.append(board.numel())
         return board
 
-    for each in kept:
-        each.cache_clear()
+    forget()
     monkeypatch.setattr(forward, "device_of", lambda _: GPU)
     monkeypatch.setattr(backward, "device_of", lambda _: GPU)
     monkeypatch.setattr(forward, "pick_cooperative", lambda *_: CooperativeLaunch(128, 4, 4, 3))
     monkeypatch.setattr(backward, "pick_backward", small_backward)
     monkeypatch.setattr(Tensor, "new_zeros", new_zeros)
     yield boards
-    for each in kept:
-        each.cache_clear()
+    forget()
 
 
 @EACH_OP

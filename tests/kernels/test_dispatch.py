@@ -16,7 +16,7 @@ from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from norm_fusion.kernels import dispatch
-from norm_fusion.kernels.dispatch import Dispatch
+from norm_fusion.kernels.dispatch import Dispatch, Integers
 from norm_fusion.kernels.rms_norm import rms_norm_rows
 
 # x, residual, gate, weight, bias, y, h, rstd; of which a plain RMSNorm has three.
@@ -27,8 +27,8 @@ def operands(x: Tensor, w: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
     return (x, None, None, w, None, y, None, None)
 
 
-def sizes(rows: int, stride: int) -> tuple[int | None, ...]:
-    return (rows, None, None, stride, *[None] * 8)
+def sizes(rows: int, stride: int) -> Integers:
+    return Integers.of(rows, None, None, stride, *[None] * 8)
 
 
 CPU = torch.device("cpu")

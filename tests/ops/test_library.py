@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import norm_fusion as nf
-from norm_fusion.kernels.dispatch import Dispatch
+from norm_fusion.kernels.dispatch import Dispatch, Integers
 
 OPS = {name: getattr(torch.ops.norm_fusion, name).default for name in ("rms_norm", "layer_norm")}
 
@@ -100,9 +100,9 @@ def test_a_new_number_of_rows_compiles_nothing_new(monkeypatch: pytest.MonkeyPat
     kernels: set[tuple[Any, ...]] = set()
     real = Dispatch.__call__
 
-    def spy(self: Dispatch, programs: int, pointers: Any, integers: Any, *rest: Any) -> None:
+    def spy(self: Dispatch, programs: int, pointers: Any, integers: Integers, *rest: Any) -> None:
         facts = [p is not None and (p.dtype, p.data_ptr() % 16) for p in pointers]
-        kernels.add((id(self), *facts, *[i is None for i in integers]))
+        kernels.add((id(self), *facts, *[i is None for i in integers.values]))
         real(self, programs, pointers, integers, *rest)
 
     monkeypatch.setattr(Dispatch, "__call__", spy)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from by_name import COLS, EPS, ours, torchs
-from ranks import FP32_TRAINED, OF_ZEROS, RANKS, Checks, Pair, line, run_rank, updates, values
+from ranks import FP32_TRAINED, OF_ZEROS, RANKS, Checks, Pair, line, run_rank, uneven, updates, values
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Partial, Shard, distribute_tensor
@@ -128,7 +128,7 @@ def sequence_parallel() -> Iterator[Pair]:
         "after": SequenceParallel(),
     }
     model = parallelize_module(Mlp(LayerNorm, RMSNorm), mesh, plan)
-    x, target = values(2, 5, COLS), values(2, 5, COLS, seed=1)
+    x, target = (values(2, uneven(5), COLS, seed=i) for i in range(2))
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.5) for m in (own, model)]
     for step in range(STEPS):
         wanted = F.mse_loss(own(x), target)

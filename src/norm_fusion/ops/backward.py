@@ -1,21 +1,22 @@
 """The backward kernels, launched: what is asked for is allocated, and nothing else is computed.
 
-As in `forward`, what depends on shapes and dtypes alone is found once and kept.
+As in `forward`, what does not depend on values or addresses is found once for calls that look alike, and kept.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from norm_fusion.kernels.dispatch import Dispatch, device_of
+from norm_fusion.kernels.dispatch import Dispatch, Integers, device_of
 from norm_fusion.kernels.launch_backward import BackwardLaunch, Given, pick_backward
 from norm_fusion.ops.norm import Norm
-from norm_fusion.ops.rows import PLANS, Dtypes, Rows, evenly, lay_out
+from norm_fusion.ops.rows import KEPT, Dtypes, Look, copies, is_dense, lay_out, look
 
 
 class Wanted(NamedTuple):
@@ -55,110 +56,120 @@ def backward(
     `h` is what was normalized: the input, or the new residual; `saved` what `forward` saved; `dtypes` those of input
     and residual. The gradients of input and residual are one tensor where their dtypes are the same.
     """
-    even = (
-        h.is_contiguous()
-        and dy.is_contiguous()
-        and (gate is None or gate.is_contiguous())
-        and (dh is None or dh.is_contiguous())
-    )
-    dx = dr = dz = dw = db = None
-    if wanted.x:
-        plain = even and h.dtype is dtypes[0]
-        dx = torch.empty_like(h) if plain else torch.empty(h.shape, dtype=dtypes[0], device=h.device)
-    if wanted.residual:
-        same = dx is not None and dtypes[0] is dtypes[1]
-        dr = dx if same else torch.empty(h.shape, dtype=dtypes[1], device=h.device)
-    if gate is not None and wanted.gate:
-        dz = torch.empty_like(gate, memory_format=torch.contiguous_format)
-    if weight is not None and wanted.weight:
-        dw = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    if bias is not None and wanted.bias:
-        db = torch.empty_like(bias, memory_format=torch.contiguous_format)
-    gradients = Gradients(dx, dr, dz, dw, db)
-    if not h.numel():
-        for vector in (dw, db):
-            if vector is not None:
-                vector.zero_()
-        return gradients
-    if dx is None and dr is None and dz is None and dw is None and db is None:
-        return gradients
-
-    vector = bias if weight is None else weight
-    width = 0 if vector is None else vector.numel()
-    weight = None if weight is None else weight.contiguous()
-    written = (dx, None if dr is dx else dr, dz, dw, db)
-    there = tuple([None if t is None else t.dtype for t in (h, dy, gate, dh, weight, *written)])
-    if even:
-        plan = _evenly(norm, h.shape[h.dim() - norm.trailing :], width, there, h.device)
-    else:
-        (h, dy, gate, dh), rows = lay_out((h, dy, gate, dh), norm.trailing)  # type: ignore[assignment]
-        plan = _plan(norm, rows, width, there, h.device)
-    _launch(plan, (h, dy, gate, dh, weight, saved), written)
-    return gradients
+    run = prepared(norm, dtypes, wanted, look(dy), look(dh), look(h), look(gate), look(weight), look(bias))
+    return run(dy, dh, h, gate, weight, bias, saved)
 
 
-class Plan(NamedTuple):
-    """Kernels and their integers for rows that lie in one way, their number apart.
+class Backward:
+    """`backward` of operands that look like these.
 
-    `heads`: how many weights there are; `chunks`: how many programs share a row; `sharing`: how many at most share the
-    rows, None for one block each; `means`: how many means of each row those that share one need to know.
+    `heads`: how many weights there are; `chunks`: how many programs share a row; `sharing`: how many share the rows, a
+    partial sum of dw and db each; `means`: how many means of each row those that share one need to know.
     """
 
-    cols: int
-    heads: int
-    chunks: int
-    sharing: int | None
-    means: int
-    kernels: Kernels
-    sizes: tuple[int | None, ...]
+    def __init__(
+        self, norm: Norm, dtypes: Sequence[torch.dtype], wanted: Wanted, looks: tuple[Look | None, ...]
+    ) -> None:
+        dy, dh, h, gate, weight, bias = looks
+        assert h is not None
+        self.shape, _, of_h, self.device = h
+        cols = math.prod(self.shape[-norm.trailing :])
+        elements = math.prod(self.shape)
+        self.dx = dtypes[0] if wanted.x else None
+        self.same = wanted.x and wanted.residual and dtypes[0] is dtypes[1]
+        self.dr = dtypes[1] if wanted.residual and not self.same else None
+        self.like_h = is_dense(h) and of_h is self.dx
+        self.dz, self.dw, self.db = (
+            None if seen is None or not want else seen[:1] + seen[2:3]
+            for seen, want in zip((gate, weight, bias), wanted[2:], strict=True)
+        )
+        self.count = 0
+        if not elements or not any((self.dx, self.dr, self.dz, self.dw, self.db)):
+            return
+        self.copied, rows = lay_out((h, dy, gate, dh), norm.trailing)
+        self.copied += (not is_dense(weight),)
+        self.copies_some = any(self.copied)
+
+        vector = bias if weight is None else weight
+        heads = 1 if vector is None else max(1, math.prod(vector[0]) // cols)
+        gate_first = gate is not None and norm.gate_first
+        rstd_is_not_all = self.dx is not None or self.dr is not None or (gate_first and self.dz is not None)
+        means = 1 + norm.centred if rstd_is_not_all else 0
+        there = tuple(None if seen is None else seen[2] for seen in (h, dy, gate, dh, weight))
+        written = (self.dx, self.dr, *(None if made is None else made[1] for made in (self.dz, self.dw, self.db)))
+        even = rows.inner is None
+        form = Form(norm.centred, norm.offset, gate_first, cols, rows.vec, heads, even, means > 0, there + written)
+        self.kernels = _kernels(form, self.device)
+        launch = self.kernels.launch
+
+        self.count = elements // cols
+        chunks = -(-cols // launch.body)
+        self.means = means if chunks > 1 else 0
+        self.board = (self.means, self.count, chunks) if launch.cooperative else None
+        sharing = -(-(self.count // heads) // launch.block_rows)
+        if launch.cooperative or self.dw is not None or self.db is not None:
+            sharing = min(sharing, max(1, launch.per_sm * device_of(self.device).processors // (chunks * heads)))
+        self.partial = (sharing, heads * cols)
+        self.programs = sharing * heads * chunks
+        self.integers = Integers.of(
+            self.count, rows.inner, rows.middle, *(stride for strides in rows.strides for stride in strides)
+        )
+        # Of the gradient of a new residual and what is written row_means knows nothing.
+        self.of_means = Integers.of(*self.integers.values[:-3])
+        self.of_sums = Integers.of(*self.partial)
+        self.sums = -(-heads * cols // launch.sum_cols)
+
+    def __call__(
+        self,
+        dy: Tensor,
+        dh: Tensor | None,
+        h: Tensor,
+        gate: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        saved: Tensor,
+    ) -> Gradients:
+        dx = dr = dz = dw = db = None
+        if self.dx is not None:
+            dx = torch.empty_like(h) if self.like_h else torch.empty(self.shape, dtype=self.dx, device=self.device)
+        if self.dr is not None:
+            dr = torch.empty(self.shape, dtype=self.dr, device=self.device)
+        if self.dz is not None:
+            dz = self._new(*self.dz)
+        if self.dw is not None:
+            dw = self._new(*self.dw)
+        if self.db is not None:
+            db = self._new(*self.db)
+        gradients = Gradients(dx, dx if self.same else dr, dz, dw, db)
+        if not self.count:
+            for vector in (dw, db):
+                if vector is not None:
+                    vector.zero_()
+            return gradients
+
+        if self.copies_some:
+            h, dy, gate, dh, weight = copies((h, dy, gate, dh, weight), self.copied)
+        means = None
+        if self.means and self.board is not None:
+            means = h.new_zeros(self.board, dtype=torch.int64)
+        elif self.means:
+            means = h.new_empty((self.means, self.count), dtype=torch.float32)
+            self.kernels.row_means(self.count, (h, dy, gate, weight, saved, means), self.of_means)
+        dw_partial = None if dw is None else h.new_empty(self.partial, dtype=torch.float32)
+        db_partial = None if db is None else h.new_empty(self.partial, dtype=torch.float32)
+        pointers = (h, dy, gate, dh, weight, saved, means, dx, dr, dz, dw_partial, db_partial)
+        self.kernels.norm_backward(self.programs, pointers, self.integers)
+        if dw is not None or db is not None:
+            self.kernels.column_sums(self.sums, (dw_partial, db_partial, dw, db), self.of_sums)
+        return gradients
+
+    def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.device)
 
 
-def _launch(plan: Plan, read: tuple[Tensor | None, ...], written: tuple[Tensor | None, ...]) -> None:
-    """`read`: h, dy, gate, dh, weight and saved; `written`: dx, dr, dz, dw and db."""
-    h, dy, gate, _, weight, saved = read
-    assert h is not None
-    dw, db = written[3:]
-    kernels, n = plan.kernels, plan.heads * plan.cols
-    count = h.numel() // plan.cols
-    sizes = (count, *plan.sizes)
-
-    means = None
-    if plan.means and kernels.launch.cooperative:
-        means = h.new_zeros((plan.means, count, plan.chunks), dtype=torch.int64)
-    elif plan.means:
-        means = h.new_empty((plan.means, count), dtype=torch.float32)
-        kernels.row_means(count, (h, dy, gate, weight, saved, means), sizes[:-3])
-    sharing = -(-(count // plan.heads) // kernels.launch.block_rows)
-    if plan.sharing is not None:
-        sharing = min(sharing, plan.sharing)
-    dw_partial = None if dw is None else h.new_empty((sharing, n), dtype=torch.float32)
-    db_partial = None if db is None else h.new_empty((sharing, n), dtype=torch.float32)
-    pointers = (*read, means, *written[:3], dw_partial, db_partial)
-    kernels.norm_backward(sharing * plan.heads * plan.chunks, pointers, sizes)
-    if dw is not None or db is not None:
-        kernels.column_sums(-(-n // kernels.launch.sum_cols), (dw_partial, db_partial, dw, db), (sharing, n))
-
-
-@lru_cache(PLANS)
-def _evenly(norm: Norm, row: tuple[int, ...], width: int, there: Dtypes, device: torch.device) -> Plan:
-    """For tensors that are contiguous; `width`: elements of weight or bias, 0 where there is neither."""
-    return _plan(norm, evenly(math.prod(row), there[:4]), width, there, device)
-
-
-def _plan(norm: Norm, rows: Rows, width: int, there: Dtypes, device: torch.device) -> Plan:
-    """`there`: dtypes of h, dy, gate, dh and weight, then of dx, dr, dz, dw and db; None for what is not there."""
-    cols, heads = rows.cols, max(1, width // rows.cols)
-    gate, dx, dr, dz, dw, db = there[2], *there[5:]
-    gate_first = gate is not None and norm.gate_first
-    means = 1 + norm.centred if dx is not None or dr is not None or (gate_first and dz is not None) else 0
-    form = Form(norm.centred, norm.offset, gate_first, cols, rows.vec, heads, rows.inner is None, means > 0, there)
-    kernels = _kernels(form, device)
-    launch, chunks = kernels.launch, -(-cols // kernels.launch.body)
-    sharing = None
-    if launch.cooperative or dw is not None or db is not None:
-        sharing = max(1, launch.per_sm * device_of(device).processors // (chunks * heads))
-    sizes = (rows.inner, rows.middle, *(stride for strides in rows.strides for stride in strides))
-    return Plan(cols, heads, chunks, sharing, means if chunks > 1 else 0, kernels, sizes)
+@lru_cache(KEPT)
+def prepared(norm: Norm, dtypes: tuple[torch.dtype, torch.dtype], wanted: Wanted, *looks: Look | None) -> Backward:
+    return Backward(norm, dtypes, wanted, looks)
 
 
 class Kernels(NamedTuple):
@@ -171,8 +182,8 @@ class Kernels(NamedTuple):
 class Form(NamedTuple):
     """What the kernels are compiled for.
 
-    `even`: rows are evenly spaced, else kernels take more integers. `means`: the means of each row are needed. `there`
-    as `_plan` has it.
+    `even`: rows are evenly spaced, else kernels take more integers. `means`: the means of each row are needed. `there`:
+    dtypes of h, dy, gate, dh and weight, then of dx, dr, dz, dw and db; None for what is not there.
     """
 
     centred: bool

@@ -1,6 +1,7 @@
 """The forward kernels, launched: outputs allocated, rows laid out, constants chosen.
 
-Small inputs wait for this Python, not for the GPU: what depends on shapes and dtypes alone is found once and kept.
+Small inputs wait for this Python, not for the GPU: what does not depend on values or addresses is found once for calls
+that look alike, and kept.
 """
 
 from __future__ import annotations
@@ -12,78 +13,86 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from norm_fusion.kernels.dispatch import Dispatch, device_of
+from norm_fusion.kernels.dispatch import Dispatch, Integers, device_of
 from norm_fusion.kernels.launch import pick_cooperative, pick_layer_norm, pick_rms_norm
 from norm_fusion.ops.norm import Norm, Operands
-from norm_fusion.ops.rows import PLANS, Dtypes, Rows, evenly, lay_out
+from norm_fusion.ops.rows import KEPT, Dtypes, Look, copies, is_dense, lay_out, look
+
+Outputs = tuple[Tensor, Tensor | None, Tensor | None]
 
 
-def forward(norm: Norm, given: Operands, save: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def forward(norm: Norm, given: Operands, save: bool) -> Outputs:
     """y; the new residual h, where a residual was given; and with `save` what a backward wants of each row.
 
     That is fp32 of shape (rows,): rstd, of LayerNorm (2, rows): mean and rstd.
     """
-    x, residual, gate, weight, bias = given
-    even = (
-        x.is_contiguous() and (residual is None or residual.is_contiguous()) and (gate is None or gate.is_contiguous())
-    )
-    if even and norm.out_dtype is None:
-        y = torch.empty_like(x)
-    else:
-        y = torch.empty(x.shape, dtype=norm.out_dtype or x.dtype, device=x.device)
-    h = None
-    if residual is not None:
-        h = torch.empty(x.shape, dtype=norm.residual_dtype or residual.dtype, device=x.device)
-    saved = None
-    if save:
-        count = math.prod(x.shape[: x.dim() - norm.trailing])
-        saved = x.new_empty((2, count) if norm.centred else (count,), dtype=torch.float32)
-    if not x.numel():
-        return y, h, None if saved is None else saved.zero_()
-
-    weight = None if weight is None else weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    vector = bias if weight is None else weight
-    width = 0 if vector is None else vector.numel()
-    dtypes = tuple([None if t is None else t.dtype for t in given])
-    if even:
-        plan = _evenly(norm, save, x.shape[x.dim() - norm.trailing :], width, dtypes, x.device)
-    else:
-        (x, residual, gate), rows = lay_out((x, residual, gate), norm.trailing)  # type: ignore[assignment]
-        plan = _plan(norm, save, rows, width, dtypes, x.device)
-    count = x.numel() // plan.cols
-    pointers: tuple[Tensor | None, ...] = (x, residual, gate, weight, bias, y, h, saved)
-    kernel, programs = plan.kernel, -(-count // plan.kernel.block_rows)
-    if kernel.sharing:
-        programs = min(count // plan.heads, kernel.sharing) * plan.heads * kernel.chunks
-        pointers = (*pointers, x.new_zeros((count, kernel.chunks), dtype=torch.int64))
-    elif norm.centred:
-        pointers = (x, residual, weight, bias, y, h, saved)
-    kernel.dispatch(programs, pointers, (count, *plan.sizes), (norm.eps,))
-    return y, h, saved
+    return prepared(norm, save, *map(look, given))(given)
 
 
-class Plan(NamedTuple):
-    """A kernel and its integers for rows that lie in one way, their number apart; `heads`: how many weights."""
+class Forward:
+    """`forward` of operands that look like these."""
 
-    cols: int
-    heads: int
-    kernel: Kernel
-    sizes: tuple[int | None, ...]
+    def __init__(self, norm: Norm, save: bool, looks: tuple[Look | None, ...]) -> None:
+        x, residual, gate, weight, bias = looks
+        assert x is not None
+        self.shape, _, dtype, self.device = x
+        leading, cols = self.shape[: len(self.shape) - norm.trailing], math.prod(self.shape[-norm.trailing :])
+        rows = math.prod(leading)
+        self.dtype = norm.out_dtype or dtype
+        self.held = None if residual is None else norm.residual_dtype or residual[2]
+        self.saved = ((2, rows) if norm.centred else (rows,)) if save else None
+        self.like_x = self.dtype is dtype and is_dense(x)
+        self.programs = 0
+        if not rows * cols:
+            return
+        self.copied, laid = lay_out((x, residual, gate), norm.trailing)
+        self.copied += (not is_dense(weight), not is_dense(bias))
+        self.copies_some = any(self.copied)
+        width = max((math.prod(vector[0]) for vector in (weight, bias) if vector is not None), default=0)
+        heads = max(1, width // cols)
+        form = Form(
+            norm._replace(trailing=1, eps=0.0),  # whatever these are, the kernel is the same
+            save,
+            cols,
+            laid.vec,
+            laid.inner is None,
+            heads,
+            tuple(None if seen is None else seen[2] for seen in looks),
+        )
+        kernel = _kernel(form, self.device)
+        strides = laid.strides[:2] if norm.centred else laid.strides
+        self.dispatch, self.gated = kernel.dispatch, not norm.centred
+        self.integers = Integers.of(rows, laid.inner, laid.middle, *(s for one in strides for s in one))
+        self.floats = (norm.eps,)
+        self.programs = -(-rows // kernel.block_rows)
+        self.board = None
+        if kernel.sharing:
+            self.programs = min(rows // heads, kernel.sharing) * heads * kernel.chunks
+            self.board = (rows, kernel.chunks)
+
+    def __call__(self, given: Operands) -> Outputs:
+        x, residual, gate, weight, bias = given
+        y = torch.empty_like(x) if self.like_x else torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        h = None if self.held is None else torch.empty(self.shape, dtype=self.held, device=self.device)
+        saved = None if self.saved is None else x.new_empty(self.saved, dtype=torch.float32)
+        if not self.programs:
+            return y, h, None if saved is None else saved.zero_()
+        if self.copies_some:
+            x, residual, gate, weight, bias = copies(given, self.copied)
+        pointers: tuple[Tensor | None, ...]
+        if self.gated:
+            pointers = (x, residual, gate, weight, bias, y, h, saved)
+        else:
+            pointers = (x, residual, weight, bias, y, h, saved)
+        if self.board is not None:
+            pointers = (*pointers, x.new_zeros(self.board, dtype=torch.int64))
+        self.dispatch(self.programs, pointers, self.integers, self.floats)
+        return y, h, saved
 
 
-@lru_cache(PLANS)
-def _evenly(norm: Norm, save: bool, row: tuple[int, ...], width: int, dtypes: Dtypes, device: torch.device) -> Plan:
-    """For tensors that are contiguous; `width`: elements of weight or bias, 0 where there is neither."""
-    return _plan(norm, save, evenly(math.prod(row), dtypes[:3]), width, dtypes, device)
-
-
-def _plan(norm: Norm, save: bool, rows: Rows, width: int, dtypes: Dtypes, device: torch.device) -> Plan:
-    heads = max(1, width // rows.cols)
-    norm = norm._replace(trailing=1, eps=0.0)  # whatever these are, the kernel is the same
-    kernel = _kernel(Form(norm, save, rows.cols, rows.vec, rows.inner is None, heads, dtypes), device)
-    strides = rows.strides[:2] if norm.centred else rows.strides
-    return Plan(rows.cols, heads, kernel, (rows.inner, rows.middle, *(s for one in strides for s in one)))
+@lru_cache(KEPT)
+def prepared(norm: Norm, save: bool, *looks: Look | None) -> Forward:
+    return Forward(norm, save, looks)
 
 
 class Form(NamedTuple):

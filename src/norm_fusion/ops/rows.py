@@ -1,20 +1,21 @@
-"""How the rows of some tensors of one shape lie in memory, so that one kernel finds each of them."""
+"""How tensors look, and how the rows of some of one shape lie in memory, so that one kernel finds each of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+Look = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
 Dtypes = tuple[torch.dtype | None, ...]  # of some tensors, None for what is not there
 Strides = tuple[int | None, int | None, int | None]
 ABSENT: Strides = (None, None, None)
 LEVELS = 3
-PLANS = 4096  # layouts whose kernels and integers are kept, before the least recent is forgotten
+KEPT = 4096  # calls that look alike, for which what is found once is kept, before the least recent is forgotten
 
 
 class Rows(NamedTuple):
@@ -31,37 +32,60 @@ class Rows(NamedTuple):
     strides: list[Strides]
 
 
-def evenly(cols: int, dtypes: Dtypes) -> Rows:
-    """The rows of contiguous tensors of these dtypes."""
-    strides = [ABSENT if dtype is None else (cols, None, None) for dtype in dtypes]
-    return _rows(cols, [dtype.itemsize for dtype in dtypes if dtype is not None], strides)
+def look(tensor: Tensor | None) -> Look | None:
+    """What of a tensor a launch depends on, but for its address; hashable."""
+    return None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
 
 
-def lay_out(tensors: Sequence[Tensor | None], trailing: int) -> tuple[list[Tensor | None], Rows]:
-    """The tensors, a copy only where a layout forces one, and their rows; there are some, and columns in them."""
-    x = tensors[0]
-    assert x is not None
-    leading = x.dim() - trailing
-    cols = math.prod(x.shape[leading:])
-    ready = [
-        t if t is None or _spacing(t.shape[leading:], t.stride()[leading:]) == 1 else t.contiguous() for t in tensors
-    ]
-    levels = _levels(x.shape[:leading], [t.stride()[:leading] for t in ready if t is not None])
+def dense(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor of this shape, which has elements."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def is_dense(seen: Look | None) -> bool:
+    """Is it contiguous, or absent?"""
+    if seen is None:
+        return True
+    shape, strides = seen[:2]
+    return all(s == 1 or have == want for s, have, want in zip(shape, strides, dense(shape), strict=True))
+
+
+def lay_out(looks: Sequence[Look | None], trailing: int) -> tuple[tuple[bool, ...], Rows]:
+    """Which of the tensors must be copied, as their layout forces it, and the rows of what there is then.
+
+    They are of one shape, and have elements.
+    """
+    first = looks[0]
+    assert first is not None
+    shape = first[0]
+    leading = len(shape) - trailing
+    cols = math.prod(shape[leading:])
+    given = [None if seen is None else seen[1] for seen in looks]
+    ready = [s if s is None or _spacing(shape[leading:], s[leading:]) == 1 else dense(shape) for s in given]
+    levels = _levels(shape[:leading], [s[:leading] for s in ready if s is not None])
     if len(levels) > LEVELS:
-        ready = [
-            t if t is None or _spacing(t.shape[:leading], t.stride()[:leading]) is not None else t.contiguous()
-            for t in ready
-        ]
-        levels = _levels(x.shape[:leading], [t.stride()[:leading] for t in ready if t is not None])
-    itemsizes = [t.itemsize for t in ready if t is not None]
+        spaced = [s is None or _spacing(shape[:leading], s[:leading]) is not None for s in ready]
+        ready = [s if even else dense(shape) for s, even in zip(ready, spaced, strict=True)]
+        levels = _levels(shape[:leading], [s[:leading] for s in ready if s is not None])
+    copied = tuple(now is not before for now, before in zip(ready, given, strict=True))
+    itemsizes = [seen[2].itemsize for seen in looks if seen is not None]
     if len(levels) <= 1:
         even = iter(levels[0][1] if levels else [cols] * len(ready))
-        spread = [ABSENT if t is None else (next(even), None, None) for t in ready]
-        return ready, _rows(cols, itemsizes, spread)
+        spread = [ABSENT if s is None else (next(even), None, None) for s in ready]
+        return copied, _rows(cols, itemsizes, spread)
     levels = [(1, [0] * len(levels[0][1]))] * (LEVELS - len(levels)) + levels
     outer, middle, inner = (iter(strides) for _, strides in levels)
-    spread = [ABSENT if t is None else (next(inner), next(middle), next(outer)) for t in ready]
-    return ready, _rows(cols, itemsizes, spread, inner=levels[2][0], middle=levels[1][0])
+    spread = [ABSENT if s is None else (next(inner), next(middle), next(outer)) for s in ready]
+    return copied, _rows(cols, itemsizes, spread, inner=levels[2][0], middle=levels[1][0])
+
+
+def copies(tensors: Sequence[Tensor | None], copied: Sequence[bool]) -> list[Any]:
+    """The tensors, contiguous copies of those that are to be copied."""
+    return [t.contiguous() if copy and t is not None else t for t, copy in zip(tensors, copied, strict=True)]
 
 
 def _rows(
