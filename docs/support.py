@@ -55,7 +55,11 @@ def patched() -> str:
         alike.setdefault(form, []).append(f"torch.nn.{cls}" if where[0] == "torch" else where[2])
     table = ["| computes | rounds before the weight | weight | of the models |", "|---|---|---|---|"]
     for form, names in alike.items():
-        rounds = {"nothing": "no", "input": "to the input's dtype", "weight": "to the weight's dtype"}[form.rounds]
+        rounds = {
+            "nothing": "no",
+            "input": "to the input's dtype",
+            "weight": "to the weight's dtype, if it is the input's",
+        }[form.rounds]
         weight = f"{form.offset:g} + weight" if form.offset else "as it is"
         table.append(f"| {form.kind} | {rounds} | {weight} | {', '.join(dict.fromkeys(names))} |")
     return "\n".join(table) + "\n"

@@ -148,7 +148,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print every loss and figure as JSON instead")
     parser.add_argument("--again", type=Path, metavar="FILE", help="run nothing, print what --json wrote to FILE")
     for name, of_gpu in SIZES["cuda"].items():
-        parser.add_argument(f"--{name}", type=int, help=f"{SIZES['cpu'][name]} on a CPU, {of_gpu} on a GPU by default")
+        more = f", more than {UNTIMED}" if name == "steps" else ""
+        default = f"{SIZES['cpu'][name]} on a CPU, {of_gpu} on a GPU by default{more}"
+        parser.add_argument(f"--{name}", type=int, help=default)
     asked = parser.parse_args()
     if asked.again:
         print(told(json.loads(asked.again.read_bytes())))

@@ -68,6 +68,17 @@ def test_torchs_norms_of_every_kind_are_as_known(norm: nn.Module) -> None:
     assert patch_model(norm).replaced
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_is_of_no_account(dtype: torch.dtype) -> None:
+    """PyTorch's own eps of None is that of the dtype that it is tried in."""
+    norm = nn.RMSNorm(48)
+    torch.set_default_dtype(dtype)
+    try:
+        assert patch_model(norm).replaced
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_the_gate_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     norm = qwen3_next.Qwen3NextRMSNormGated(48)
     form = TABLE["transformers.models.qwen3_next.modeling_qwen3_next.Qwen3NextRMSNormGated"]

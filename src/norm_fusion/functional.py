@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from norm_fusion.ops import EPS, Operands, ask, check, normalize, require_tensor
+from norm_fusion.ops import EPS, Operands, ask, check, is_int, normalize, require_tensor
 
 __all__ = ["add_layer_norm", "add_rms_norm", "gated_rms_norm", "layer_norm", "rms_norm"]
 
@@ -44,7 +44,8 @@ def rms_norm(
         weight: shape normalized_shape, or (heads, *normalized_shape) where input ends with it: a weight for each head.
         eps: added to the mean square; None for float32's machine epsilon, whatever the input's dtype.
         bias: of weight's shape.
-        offset: added to the weight in fp32: 1 for a weight that is stored less one, as Gemma's.
+        offset: added to the weight in fp32: 1 for a weight that is stored less one, as Gemma's. A constant of the
+            kernel, which is compiled anew for another.
         cast_first: round the normalized input to input's dtype before it is multiplied, as Hugging Face's Llama does.
         out_dtype: of the output, None for input's.
 
@@ -145,7 +146,7 @@ def gated_rms_norm(
     Args:
         input: shape (..., cols), read, and copied, as `rms_norm`'s.
         gate: of input's shape, in a dtype of its own; read, and copied, as input is.
-        weight: shape (cols,).
+        weight: shape (cols,); without group_size also (heads, cols), as `rms_norm`'s.
         norm_before_gate: `rms_norm(input) * silu(gate)` as in Qwen3-Next, else `rms_norm(input * silu(gate))` as in
             Mamba2. The product is not rounded before it is normalized.
         group_size: normalize groups of so many neighbouring columns, each by itself; it must divide cols.
@@ -158,11 +159,13 @@ def gated_rms_norm(
         raise ValueError("input has no dimension to normalize over")
     cols = input.shape[-1]
     eps = EPS if eps is None else eps
+    if type(norm_before_gate) is not bool:
+        raise TypeError(f"norm_before_gate is a {type(norm_before_gate).__name__}: it must be a bool")
     norm, shape = ask(False, (cols,), eps, offset, cast_first, not norm_before_gate, out_dtype)
     whole = Operands(input, None, gate, weight, None)
     if group_size is None or group_size == cols:
         return normalize("gated_rms_norm", norm, shape, whole)[0]
-    if not isinstance(group_size, int):
+    if not is_int(group_size):
         raise TypeError(f"group_size is a {type(group_size).__name__}: it must be an int, or None")
     if group_size < 1 or cols % group_size:
         raise ValueError(f"group_size is {group_size}, input has {cols} columns: it must divide them")

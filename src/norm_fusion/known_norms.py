@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -126,17 +127,16 @@ def is_as_known(module: Any, form: Form) -> bool:
     probe: Any = object.__new__(cls)  # cls.__new__ of the classes that fully_shard makes calls __init__
     nn.Module.__init__(probe)
     vars(probe).update({name: value for name, value in vars(module).items() if not name.startswith("_")})
-    draw = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32)
     with _disable_current_modes(), torch.no_grad():
         shape = module.normalized_shape if form.kind in TORCHS else module.weight.shape
         for label in ("weight", "bias"):
             if hasattr(module, label):
                 there = getattr(module, label) is not None
-                value = torch.randn(shape, generator=draw, device="cpu")
-                setattr(probe, label, nn.Parameter(value) if there else None)
-        x = torch.randn(2, *shape, generator=draw, device="cpu")
+                setattr(probe, label, nn.Parameter(draw(shape)) if there else None)
+        x = draw(2, *shape)
         x[1] *= (getattr(module, form.eps) or EPS) ** 0.5  # where eps counts
-        gate = torch.randn(2, *shape, generator=draw, device="cpu") if form.kind == "gated rms" else None
+        gate = draw(2, *shape) if form.kind == "gated rms" else None
         try:
             found = cls.forward(probe, x) if gate is None else cls.forward(probe, x, gate)
         except Exception:  # noqa: BLE001 - a forward that takes something else is not the known one

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,10 @@ from control import zeros
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.flop_counter import FlopCounterMode
 
 import norm_fusion as nf
-from norm_fusion.ops import forward as forward_module
+from norm_fusion.kernels.dispatch import Dispatch
 from norm_fusion.ops import library, route
 
 SHAPE = (64,)
@@ -120,23 +122,28 @@ def test_a_gate_made_from_the_input_has_its_second_derivative_too() -> None:
 
 
 def test_a_frozen_weight_costs_no_sum_and_no_grad_saves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    saves: list[bool] = []
-    real = forward_module.forward
+    launched: list[str] = []
+    real = Dispatch.__call__
 
-    def spy(norm: object, given: object, save: bool) -> object:
-        saves.append(save)
-        return real(norm, given, save)
+    def spy(self: Dispatch, programs: int, pointers: tuple[Tensor | None, ...], *rest: Any) -> None:
+        saves = len(pointers) == 8 and pointers[7] is not None
+        launched.append(self.kernel.__name__ + " that saves" * saves)
+        real(self, programs, pointers, *rest)
 
-    monkeypatch.setattr(route, "forward", spy)
+    monkeypatch.setattr(Dispatch, "__call__", spy)
     x, _, w, _ = operands()
     nf.rms_norm(x, SHAPE, w)
     with torch.no_grad():
         nf.rms_norm(x.requires_grad_(), SHAPE, w)
-    assert saves == [False, False]
+    assert launched == ["rms_norm_rows"] * 2
     y = nf.rms_norm(x, SHAPE, w)
     kept = [t for t in y.grad_fn.saved_tensors if t is not None]
     assert [tuple(t.shape) for t in kept] == [(5, 64), (64,), (5,)]
     assert kept[0].data_ptr() == x.data_ptr(), "the input was copied"
+    y.sum().backward()
+    assert launched[2:] == ["rms_norm_rows that saves", "norm_backward"]
+    nf.rms_norm(x, SHAPE, w.requires_grad_()).sum().backward()
+    assert launched[4:] == ["rms_norm_rows that saves", "norm_backward", "column_sums"]
 
 
 def test_inference_mode_and_detached_inputs() -> None:
@@ -281,6 +288,47 @@ def test_a_tensor_that_is_the_negative_of_what_it_holds() -> None:
             close(mine, other)
     with torch.no_grad():
         close(nf.rms_norm(x, SHAPE, torch._neg_view(w), 1e-5), theirs)
+
+
+@pytest.mark.parametrize("way", ["eager", "dispatched", "compiled"])
+@pytest.mark.parametrize("wanted", ["x", "residual", "weight"])
+def test_the_sum_has_a_gradient_where_what_is_added_has(way: str, wanted: str) -> None:
+    """A weight's is none of the sum's."""
+    x, r, w, _ = operands()
+    {"x": x, "residual": r, "weight": w}[wanted].requires_grad_()
+    add: Any = nf.add_rms_norm
+    if way == "compiled":
+        torch._dynamo.reset()
+        add = torch.compile(add, backend="aot_eager", fullgraph=True)
+    with FlopCounterMode(display=False) if way == "dispatched" else nullcontext():
+        y, h = add(x, r, SHAPE, w)
+    assert y.requires_grad and h.requires_grad == (wanted != "weight")
+
+
+def test_calls_that_look_alike_differ_in_what_they_are_asked() -> None:
+    """Each is remembered as itself: by gradients wanted, by strides, by dtypes and by every argument."""
+    x, _, w, _ = operands()
+    for _ in range(2):
+        with torch.no_grad():
+            plain = nf.rms_norm(x, SHAPE, w, 1e-5)
+        assert not plain.requires_grad
+        assert nf.rms_norm(x, SHAPE, w.clone().requires_grad_(), 1e-5).requires_grad
+        close(nf.rms_norm(x, SHAPE, w, 1.0), F.rms_norm(x, SHAPE, w, 1.0))
+        close(nf.rms_norm(x.t().contiguous().t(), SHAPE, w, 1e-5), plain)
+        close(nf.rms_norm(x, SHAPE, w, 1e-5, offset=1.0), F.rms_norm(x, SHAPE, w + 1, 1e-5))
+        close(nf.rms_norm(x, SHAPE, w[:1].expand(64), 1e-5), F.rms_norm(x, SHAPE, w[:1].expand(64), 1e-5))
+        assert nf.rms_norm(x.half(), SHAPE, w, 1e-5).dtype == torch.half
+        assert nf.rms_norm(x, SHAPE, w, 1e-5, out_dtype=torch.half).dtype == torch.half
+        with pytest.raises(ValueError, match="weight has shape"):
+            nf.rms_norm(x, SHAPE, w[1:], 1e-5)
+
+
+def test_no_more_calls_are_remembered_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route, "KEPT", 3)
+    for rows in range(1, 10):
+        x = normal(rows, 64)
+        close(nf.rms_norm(x, SHAPE), F.rms_norm(x, SHAPE, eps=torch.finfo(torch.float32).eps))
+        assert len(route.CALLS) <= 3
 
 
 def test_hooks_and_retained_gradients() -> None:

@@ -48,6 +48,10 @@ OF_ALL: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"eps": torch.tensor(1e-5)}, TypeError, EPS.format("Tensor")),
     ({"eps": -1e-5}, ValueError, "eps is -1e-05: it must be 0 or more"),
     ({"eps": float("nan")}, ValueError, "eps is nan: it must be 0 or more"),
+    ({"eps": float("inf")}, ValueError, "eps is inf: it must be 0 or more, and finite"),
+    ({"offset": float("nan")}, ValueError, "offset is nan: it must be finite"),
+    ({"cast_first": "no"}, TypeError, "cast_first is a str: it must be a bool"),
+    ({"cast_first": torch.ones(2)}, TypeError, "cast_first is a Tensor: it must be a bool"),
     ({"offset": None}, TypeError, "offset is a NoneType: it must be a float"),
     ({"offset": V}, TypeError, "offset is a Tensor: it must be a float"),
     ({"out_dtype": torch.float64}, TypeError, "out_dtype is torch.float64: it must be one of torch.float16, "),
@@ -55,6 +59,8 @@ OF_ALL: list[tuple[dict[str, Any], type[Exception], str]] = [
 OF_SHAPES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"normalized_shape": 8}, TypeError, "normalized_shape is 8: it must be a sequence of ints, as (4096,)"),
     ({"normalized_shape": None}, TypeError, "normalized_shape is None: it must be a sequence of ints"),
+    ({"normalized_shape": (8.0,)}, TypeError, "normalized_shape is (8.0,): it must be a sequence of ints"),
+    ({"normalized_shape": [True]}, TypeError, "normalized_shape is [True]: it must be a sequence of ints"),
     ({"normalized_shape": ()}, ValueError, "normalized_shape is [], input has shape [2, 3, 8]"),
     ({"normalized_shape": (3,)}, ValueError, "normalized_shape is [3], input has shape [2, 3, 8]: it must be one or "),
     ({"normalized_shape": (2, 3)}, ValueError, "normalized_shape is [2, 3]"),
@@ -82,6 +88,8 @@ OF_GATES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"group_size": 0}, ValueError, "group_size is 0, input has 8 columns: it must divide them"),
     ({"group_size": 4.0}, TypeError, "group_size is a float: it must be an int, or None"),
     ({"group_size": "4"}, TypeError, "group_size is a str: it must be an int, or None"),
+    ({"group_size": True}, TypeError, "group_size is a bool: it must be an int, or None"),
+    ({"norm_before_gate": 1}, TypeError, "norm_before_gate is a int: it must be a bool"),
     ({"group_size": 4, "weight": normal(3, 8)}, ValueError, "weight has shape [3, 8]: with group_size it must have"),
 ]
 # In groups what is short must be seen before it is viewed as groups.
@@ -182,6 +190,17 @@ def test_a_backward_operators_bad_call_is_refused(
     dtypes = {"input_dtype": torch.float32, "old_residual_dtype": torch.float32}
     given = {"dy": X, "dh": None, "h": X, "saved": saved, **call, **dtypes, "wanted": [True] * 5} | bad
     _refused(f"{name}_backward", given, error, message.format(name), fake)
+
+
+def test_operators_do_not_run_where_triton_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a program that was exported for CUDA."""
+    monkeypatch.delenv("NORM_FUSION_FORCE_TRITON")
+    message = "are on cpu. Call norm_fusion's functions"
+    _refused("rms_norm", CALL | {"save": True}, RuntimeError, message, False)
+    given = {label: value for label, value in CALL.items() if label not in ("input", "residual")}
+    given |= {"dy": X, "dh": None, "h": X, "saved": normal(6), "input_dtype": torch.float32}
+    given |= {"old_residual_dtype": torch.float32, "wanted": [True] * 5}
+    _refused("rms_norm_backward", given, RuntimeError, message, False)
 
 
 def test_a_layer_norm_has_no_gate() -> None:

@@ -5,10 +5,10 @@ rows.py          how the rows of some tensors lie in memory
 forward.py, backward.py     the kernels, launched
 composition.py   the same in PyTorch's own steps
 autograd.py      gradients        library.py   torch.ops.norm_fusion: compilers, modes and tensor subclasses see these
-route.py         which of them runs
+where.py         whether Triton does       route.py         which of them runs
 """
 
-from norm_fusion.ops.norm import EPS, Norm, Operands, ask, check, require_tensor
+from norm_fusion.ops.norm import EPS, Norm, Operands, ask, check, is_int, require_tensor
 from norm_fusion.ops.route import normalize
 
-__all__ = ["EPS", "Norm", "Operands", "ask", "check", "normalize", "require_tensor"]
+__all__ = ["EPS", "Norm", "Operands", "ask", "check", "is_int", "normalize", "require_tensor"]

@@ -37,6 +37,8 @@ class Normalize(torch.autograd.Function):
     def forward(ctx: Any, norm: Norm, run: Forward, *given: Tensor | None) -> tuple[Tensor, Tensor | None]:
         operands = Operands(*given)  # type: ignore[arg-type]
         y, h, saved = run(operands)
+        if h is not None and not (ctx.needs_input_grad[2] or ctx.needs_input_grad[3]):
+            ctx.mark_non_differentiable(h)
         remember(ctx, norm, operands, h, saved)
         return y, h
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -197,7 +197,7 @@ class Form(NamedTuple):
     there: Dtypes
 
 
-@cache
+@lru_cache(KEPT)
 def _kernels(form: Form, device: torch.device) -> Kernels:
     from norm_fusion.kernels import backward as kernels
 

@@ -7,7 +7,7 @@ that look alike, and kept.
 from __future__ import annotations
 
 import math
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -119,7 +119,7 @@ class Kernel(NamedTuple):
     sharing: int = 0
 
 
-@cache
+@lru_cache(KEPT)
 def _kernel(form: Form, device: torch.device) -> Kernel:
     from triton import language
 

@@ -18,6 +18,7 @@ from norm_fusion.ops.autograd import gradients, remember
 from norm_fusion.ops.backward import Wanted, backward
 from norm_fusion.ops.forward import forward
 from norm_fusion.ops.norm import Norm, Operands, check_backward_call, check_call
+from norm_fusion.ops.where import FORCE_TRITON, uses_triton
 
 NORM = (
     "int trailing, float eps, float offset, bool cast_first, bool gate_first, "
@@ -43,6 +44,7 @@ def through_dispatcher(norm: Norm, given: Operands, save: bool) -> tuple[Tensor,
 def _forward(centred: bool, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     norm, given = Norm(centred, *args[5:-1]), Operands(*args[:5])
     check_call(norm, given)
+    _require_triton(given.x)
     y, h, saved = forward(norm, given, args[-1])
     return y, _or_empty(h, y), _or_empty(saved, y)
 
@@ -64,6 +66,7 @@ def _backward(centred: bool, dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     dh, h, gate, weight, bias, saved, *rest = args
     norm, dtypes, wanted = Norm(centred, *rest[:-3]), tuple(rest[-3:-1]), Wanted(*rest[-1])
     check_backward_call(norm, dy, dh, Operands(h, None, gate, weight, bias), saved, dtypes)
+    _require_triton(h)
     found = backward(norm, dy, dh, h, gate, weight, bias, saved, dtypes, wanted)
     if found.residual is found.x:  # an operator's outputs are no aliases of each other
         found = found._replace(residual=None)
@@ -89,6 +92,16 @@ def _backward_fake(centred: bool, dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     )
 
 
+def _require_triton(tensor: Tensor) -> None:
+    """A program that was exported with these operators may come to where they cannot run."""
+    if not uses_triton(tensor.device.type):
+        raise RuntimeError(
+            f"torch.ops.norm_fusion are Triton kernels, which run on CUDA tensors; these are on {tensor.device}. Call "
+            f"norm_fusion's functions, which take PyTorch's operators there, and export where you will run. Tests set "
+            f"{FORCE_TRITON}=1"
+        )
+
+
 def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if tensor is None else tensor
 
@@ -98,7 +111,8 @@ def _set_up(centred: bool, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tens
         raise RuntimeError(f"norm_fusion::{NAMES[centred]} was called with save=False, and a gradient is wanted")
     given, (_, h, saved) = Operands(*inputs[:5]), output
     added = given.residual is not None
-    ctx.mark_non_differentiable(*([saved] if added else [h, saved]))
+    constant = not (added and any(ctx.needs_input_grad[:2]))
+    ctx.mark_non_differentiable(*([h, saved] if constant else [saved]))
     remember(ctx, Norm(centred, *inputs[5:-1]), given, h if added else None, saved)
 
 

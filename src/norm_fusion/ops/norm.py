@@ -51,18 +51,42 @@ def ask(
     out_dtype: torch.dtype | None = None,
     residual_dtype: torch.dtype | None = None,
 ) -> tuple[Norm, tuple[int, ...]]:
-    """A Norm from a caller's arguments, whose values that are no tensors it refuses here; and normalized_shape."""
-    if isinstance(normalized_shape, int) or not isinstance(normalized_shape, Sequence):
-        raise TypeError(f"normalized_shape is {normalized_shape!r}: it must be a sequence of ints, as (4096,)")
-    shape = tuple(normalized_shape)
-    eps = _real("eps", eps)
-    if not eps >= 0:
-        raise ValueError(f"eps is {eps}: it must be 0 or more")
-    offset = _real("offset", offset)
+    """A Norm from a caller's arguments, whose values that are no tensors it refuses here; and normalized_shape.
+
+    Every call comes here: what is usual is seen by its type, without a function's call.
+    """
+    shape = normalized_shape if type(normalized_shape) is tuple else _ints(normalized_shape)
+    for size in shape:
+        if type(size) is not int:
+            shape = _ints(shape)
+            break
+    if type(eps) is not float:
+        eps = _real("eps", eps)
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps is {eps}: it must be 0 or more, and finite")
+    if type(offset) is not float:
+        offset = _real("offset", offset)
+    if not -math.inf < offset < math.inf:
+        raise ValueError(f"offset is {offset}: it must be finite")
+    if type(cast_first) is not bool:
+        raise TypeError(f"cast_first is a {type(cast_first).__name__}: it must be a bool")
+    if type(gate_first) is not bool:
+        raise TypeError(f"gate_first is a {type(gate_first).__name__}: it must be a bool")
     for label, dtype in (("out_dtype", out_dtype), ("residual_dtype", residual_dtype)):
         if dtype is not None and dtype not in DTYPES:
             raise TypeError(f"{label} is {dtype}: it must be one of {_names(DTYPES)}, or None")
     return Norm(centred, len(shape), eps, offset, cast_first, gate_first, out_dtype, residual_dtype), shape
+
+
+def _ints(sizes: object) -> tuple[int, ...]:
+    if isinstance(sizes, Sequence) and all(is_int(size) for size in sizes):
+        return tuple(sizes)
+    raise TypeError(f"normalized_shape is {sizes!r}: it must be a sequence of ints, as (4096,)")
+
+
+def is_int(value: object) -> bool:
+    """Is it one, if need be a compiler's? bool is none."""
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 
 def _real(label: str, value: object) -> float:

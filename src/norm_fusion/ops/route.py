@@ -3,16 +3,12 @@
 A call is checked, and its kernel chosen, where none that looks like it came before (`CALLS`); else it takes about as
 long as one of PyTorch's, and most of what it takes is the launch.
 
-A CUDA tensor goes to the Triton kernels, any other to PyTorch's operators, as does a CUDA tensor where Triton is not
-installed, and any inside torch.func's transforms and forward-mode differentiation. NORM_FUSION_FORCE_TRITON=1 sends CPU
-tensors through the kernels too, in Triton's interpreter: for tests.
+Tensors go to the kernels where `uses_triton` says so, and others, as all inside torch.func's transforms and
+forward-mode differentiation, to PyTorch's operators.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
 from typing import Any, Literal
 
 import torch
@@ -26,10 +22,9 @@ from norm_fusion.ops.forward import Forward, prepared
 from norm_fusion.ops.library import through_dispatcher
 from norm_fusion.ops.norm import Norm, Operands, check
 from norm_fusion.ops.rows import KEPT, look
+from norm_fusion.ops.where import uses_triton
 
-FORCE_TRITON = "NORM_FUSION_FORCE_TRITON"
-# Facts of the installation, looked up once: torch.compile reads them as constants.
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+# A fact of the installation, looked up once: torch.compile reads it as a constant.
 AUTOCAST_TO_FP32 = {
     (centred, device)
     for centred, name in ((False, "aten::rms_norm"), (True, "aten::layer_norm"))
@@ -130,25 +125,3 @@ def _autocast(norm: Norm, x: Tensor) -> Norm:
     if norm.out_dtype is None and (norm.centred, device) in AUTOCAST_TO_FP32 and torch.is_autocast_enabled(device):
         return norm._replace(out_dtype=torch.float32)
     return norm
-
-
-def uses_triton(device: str) -> bool:
-    """Do tensors on devices of this type go to the Triton kernels?"""
-    if device == "cuda":
-        return HAS_TRITON
-    forced = device == "cpu" and os.environ.get(FORCE_TRITON) == "1"
-    if forced and not torch.compiler.is_compiling():
-        _require_interpreter()
-    return forced
-
-
-def _require_interpreter() -> None:
-    if "triton" not in sys.modules:
-        os.environ["TRITON_INTERPRET"] = "1"
-    import triton
-
-    # Triton's own functions are made at its import: the variable set later is seen, and does not reach them.
-    if not triton.knobs.runtime.interpret or isinstance(triton.language.sum, triton.JITFunction):
-        raise RuntimeError(
-            f"{FORCE_TRITON}=1 needs Triton's interpreter: set TRITON_INTERPRET=1 before importing triton"
-        )
