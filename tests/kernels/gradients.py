@@ -53,7 +53,8 @@ def gradients(given: Operands, dy: Tensor | None, dh: Tensor | None, wanted: Seq
     mine = leaves(given, wanted=wanted)
     before = [None if g is None else g.clone() for g in (dy, dh)]
     with poisoned():
-        outputs = [(out, g) for out, g in zip(call(mine), (dy, dh), strict=True) if out is not None and g is not None]
+        pairs = zip(call(mine), (dy, dh), strict=True)
+        outputs = [(out, g) for out, g in pairs if out is not None and g is not None and out.requires_grad]
         asked = {name: tensor for name, tensor in mine.tensors.items() if tensor.requires_grad}
         arrived = [g for _, g in outputs]
         found = torch.autograd.grad([out for out, _ in outputs], list(asked.values()), arrived, allow_unused=True)

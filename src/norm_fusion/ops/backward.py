@@ -80,7 +80,7 @@ class Backward:
         self.dr = dtypes[1] if wanted.residual and not self.same else None
         self.like_h = is_dense(h) and of_h is self.dx
         self.dz, self.dw, self.db = (
-            None if seen is None or not want else seen[:1] + seen[2:3]
+            None if seen is None or not want else (seen[0], seen[2], is_dense(seen))
             for seen, want in zip((gate, weight, bias), wanted[2:], strict=True)
         )
         self.count = 0
@@ -135,11 +135,11 @@ class Backward:
         if self.dr is not None:
             dr = torch.empty(self.shape, dtype=self.dr, device=self.device)
         if self.dz is not None:
-            dz = self._new(*self.dz)
+            dz = _dense_like(gate, *self.dz)
         if self.dw is not None:
-            dw = self._new(*self.dw)
+            dw = _dense_like(weight, *self.dw)
         if self.db is not None:
-            db = self._new(*self.db)
+            db = _dense_like(bias, *self.db)
         gradients = Gradients(dx, dx if self.same else dr, dz, dw, db)
         if not self.count:
             for vector in (dw, db):
@@ -155,16 +155,22 @@ class Backward:
         elif self.means:
             means = h.new_empty((self.means, self.count), dtype=torch.float32)
             self.kernels.row_means(self.count, (h, dy, gate, weight, saved, means), self.of_means)
-        dw_partial = None if dw is None else h.new_empty(self.partial, dtype=torch.float32)
-        db_partial = None if db is None else h.new_empty(self.partial, dtype=torch.float32)
+        dw_partial = None if dw is None else self._new_partial()
+        db_partial = None if db is None else self._new_partial()
         pointers = (h, dy, gate, dh, weight, saved, means, dx, dr, dz, dw_partial, db_partial)
         self.kernels.norm_backward(self.programs, pointers, self.integers)
         if dw is not None or db is not None:
             self.kernels.column_sums(self.sums, (dw_partial, db_partial, dw, db), self.of_sums)
         return gradients
 
-    def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.device)
+    def _new_partial(self) -> Tensor:
+        return torch.empty_strided(self.partial, (self.partial[1], 1), dtype=torch.float32, device=self.device)
+
+
+def _dense_like(tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, is_dense: bool) -> Tensor:
+    """Contiguous, of this tensor's shape and dtype. empty_like takes 1.6 us, empty 2.9."""
+    assert tensor is not None
+    return torch.empty_like(tensor) if is_dense else torch.empty(shape, dtype=dtype, device=tensor.device)
 
 
 @lru_cache(KEPT)

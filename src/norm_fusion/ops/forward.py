@@ -16,7 +16,7 @@ from torch import Tensor
 from norm_fusion.kernels.dispatch import Dispatch, Integers, device_of
 from norm_fusion.kernels.launch import pick_cooperative, pick_layer_norm, pick_rms_norm
 from norm_fusion.ops.norm import Norm, Operands
-from norm_fusion.ops.rows import KEPT, Dtypes, Look, copies, is_dense, lay_out, look
+from norm_fusion.ops.rows import KEPT, Dtypes, Look, copies, dense, is_dense, lay_out, look
 
 Outputs = tuple[Tensor, Tensor | None, Tensor | None]
 
@@ -41,6 +41,7 @@ class Forward:
         self.dtype = norm.out_dtype or dtype
         self.held = None if residual is None else norm.residual_dtype or residual[2]
         self.saved = ((2, rows) if norm.centred else (rows,)) if save else None
+        self.saved_strides = dense(self.saved or ())
         self.like_x = self.dtype is dtype and is_dense(x)
         self.programs = 0
         if not rows * cols:
@@ -74,7 +75,9 @@ class Forward:
         x, residual, gate, weight, bias = given
         y = torch.empty_like(x) if self.like_x else torch.empty(self.shape, dtype=self.dtype, device=self.device)
         h = None if self.held is None else torch.empty(self.shape, dtype=self.held, device=self.device)
-        saved = None if self.saved is None else x.new_empty(self.saved, dtype=torch.float32)
+        saved = None
+        if self.saved is not None:  # 1.8 us; empty 2.9, new_empty 2.4
+            saved = torch.empty_strided(self.saved, self.saved_strides, dtype=torch.float32, device=self.device)
         if not self.programs:
             return y, h, None if saved is None else saved.zero_()
         if self.copies_some:
