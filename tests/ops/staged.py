@@ -21,6 +21,7 @@ COLLECTIVES = (
     *("allgather_into_tensor_coalesced", "all_gather_single_coalesced"),
     *("reduce_scatter", "_reduce_scatter_base", "reduce_scatter_single"),
     *("reduce_scatter_tensor_coalesced", "reduce_scatter_single_coalesced"),
+    *("alltoall_base", "all_to_all_single"),
 )
 
 
