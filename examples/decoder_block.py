@@ -7,7 +7,8 @@
 
 To torch.compile our norms are opaque: it compiles around them, and can no longer fuse one with the residual's addition
 before it. What that costs, or gains, is what this measures, with the lab's own clocks: contestants take turns in
-balanced rounds, in fresh processes; speedups have 95% intervals over these. Needs `pip install transformers`.
+balanced rounds, in fresh processes; speedups are of paired rounds, which on a noisy machine need not be the ratio of
+the medians beside them, and have 95% intervals over processes. Needs `pip install transformers`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The one way from tensors to a normalization: `normalize` checks what is asked and chooses the route.
 
 norm.py          what is asked, and the refusal of what cannot be done
-rows.py          how the rows of some tensors lie in memory
-forward.py, backward.py     the kernels, launched
+route.py         which of the following runs, found once for calls that look alike
+forward.py, backward.py     the kernels, launched; rows.py   how rows lie in memory; where.py   whether kernels run
 composition.py   the same in PyTorch's own steps
-autograd.py      gradients        library.py   torch.ops.norm_fusion: compilers, modes and tensor subclasses see these
-where.py         whether Triton does       route.py         which of them runs
+autograd.py      gradients
+library.py       torch.ops.norm_fusion: compilers, modes and tensor subclasses see these
+distributed.py   DTensors
 """
 
 from norm_fusion.ops.norm import EPS, Norm, Operands, ask, check, is_int, require_tensor

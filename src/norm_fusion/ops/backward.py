@@ -63,8 +63,8 @@ def backward(
 class Backward:
     """`backward` of operands that look like these.
 
-    `heads`: how many weights there are; `chunks`: how many programs share a row; `sharing`: how many share the rows, a
-    partial sum of dw and db each; `means`: how many means of each row those that share one need to know.
+    `means`: how many means of each row the programs that share one need to know, and `board` the shape of where they
+    tell each other, if they wait for each other; `partial`: the shape of the partial sums of dw, and of db.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ class Forward:
         )
         kernel = _kernel(form, self.device)
         strides = laid.strides[:2] if norm.centred else laid.strides
-        self.dispatch, self.gated = kernel.dispatch, not norm.centred
+        self.dispatch, self.takes_gate = kernel.dispatch, not norm.centred
         self.integers = Integers.of(rows, laid.inner, laid.middle, *(s for one in strides for s in one))
         self.floats = (norm.eps,)
         self.programs = -(-rows // kernel.block_rows)
@@ -83,7 +83,7 @@ class Forward:
         if self.copies_some:
             x, residual, gate, weight, bias = copies(given, self.copied)
         pointers: tuple[Tensor | None, ...]
-        if self.gated:
+        if self.takes_gate:
             pointers = (x, residual, gate, weight, bias, y, h, saved)
         else:
             pointers = (x, residual, weight, bias, y, h, saved)
