@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import DTYPES, draw, errors, poisoned
+from torch._dynamo.source import ConstantSource
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 import norm_fusion
 from norm_fusion.spec import Op
@@ -44,7 +47,23 @@ def test_layer_norms_default_eps() -> None:
     assert not torch.equal(y, norm_fusion.layer_norm(x, [100], given.weight, given.bias, 1e-6))
 
 
-@pytest.mark.parametrize("shape", [[700], (700,), torch.Size([700])], ids=["list", "tuple", "size"])
+def a_compilers_700() -> torch.SymInt:
+    shapes = ShapeEnv()
+    symbol = shapes.create_symbol(700, source=ConstantSource("cols"), dynamic_dim=DimDynamic.DYNAMIC)
+    return shapes.create_symintnode(symbol, hint=700)
+
+
+SHAPES = {
+    "list": [700],
+    "tuple": (700,),
+    "size": torch.Size([700]),
+    "NumPy's": (np.int64(700),),
+    "a tensor": (torch.tensor(700),),
+    "a compiler's": (a_compilers_700(),),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_normalized_shape_is_any_sequence(shape: object) -> None:
     given = draw(Op.LAYERNORM, 3, 700, torch.float16)
     with poisoned():
@@ -52,6 +71,19 @@ def test_normalized_shape_is_any_sequence(shape: object) -> None:
         assert errors(y, given).ok
         y = norm_fusion.rms_norm(input=given.x, normalized_shape=shape, weight=given.weight, eps=1e-5)
     assert errors(y, draw(Op.RMSNORM, 3, 700, torch.float16)).ok
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_numpys_numbers_do_as_well(compiled: bool) -> None:
+    """As they do for torch.nn's modules, which keep them."""
+    x = torch.randn(5, 64)
+    for ours, torchs in ((norm_fusion.RMSNorm, torch.nn.RMSNorm), (norm_fusion.LayerNorm, torch.nn.LayerNorm)):
+        torch._dynamo.reset()
+        norm = ours(np.int64(64) if not compiled else 64, eps=np.float64(1e-5))
+        run = torch.compile(norm, backend="eager", fullgraph=True) if compiled else norm
+        torch.testing.assert_close(run(x), torchs(64, eps=1e-5)(x))
+    gated = norm_fusion.gated_rms_norm
+    assert torch.equal(gated(x, x, group_size=np.int64(16)), gated(x, x, group_size=16))
 
 
 @pytest.mark.parametrize("eps", [0, 1])

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from norm_fusion.ops import EPS, Operands, ask, check, is_int, normalize, require_tensor
+from norm_fusion.ops import EPS, Operands, as_int, ask, check, normalize, require_bool, require_tensor
 
 __all__ = ["add_layer_norm", "add_rms_norm", "gated_rms_norm", "layer_norm", "rms_norm"]
 
@@ -159,20 +159,20 @@ def gated_rms_norm(
         raise ValueError("input has no dimension to normalize over")
     cols = input.shape[-1]
     eps = EPS if eps is None else eps
-    if type(norm_before_gate) is not bool:
-        raise TypeError(f"norm_before_gate is a {type(norm_before_gate).__name__}: it must be a bool")
+    require_bool("norm_before_gate", norm_before_gate)
     norm, shape = ask(False, (cols,), eps, offset, cast_first, not norm_before_gate, out_dtype)
     whole = Operands(input, None, gate, weight, None)
-    if group_size is None or group_size == cols:
-        return normalize("gated_rms_norm", norm, shape, whole)[0]
-    if not is_int(group_size):
+    size = None if group_size is None else as_int(group_size)
+    if size is None and group_size is not None:
         raise TypeError(f"group_size is a {type(group_size).__name__}: it must be an int, or None")
-    if group_size < 1 or cols % group_size:
-        raise ValueError(f"group_size is {group_size}, input has {cols} columns: it must divide them")
+    if size is None or size == cols:
+        return normalize("gated_rms_norm", norm, shape, whole)[0]
+    if size < 1 or cols % size:
+        raise ValueError(f"group_size is {size}, input has {cols} columns: it must divide them")
     check("gated_rms_norm", norm, shape, whole)
     if weight is not None and weight.dim() != 1:
         raise ValueError(f"weight has shape {list(weight.shape)}: with group_size it must have shape [{cols}]")
-    groups = (cols // group_size, group_size)
+    groups = (cols // size, size)
     grouped = [None if t is None else t.view(*t.shape[:-1], *groups) for t in whole]
     return normalize("gated_rms_norm", norm, groups[1:], Operands(*grouped))[0].flatten(-2)  # type: ignore[arg-type]
 

@@ -276,20 +276,6 @@ def test_a_batch_of_gradients_of_the_sum_alone() -> None:
         close(mine, other)
 
 
-def test_a_tensor_that_is_the_negative_of_what_it_holds() -> None:
-    """As the imaginary part of a conjugate is."""
-    x, _, w, _ = wanting()
-    ours, theirs = (norm(torch._neg_view(x), SHAPE, w, 1e-5) for norm in (nf.rms_norm, F.rms_norm))
-    close(ours, theirs)
-    dy = torch._neg_view(normal(5, 64))
-    for given in (x, torch._neg_view(x)):
-        ys = (norm(given, SHAPE, w, 1e-5) for norm in (nf.rms_norm, F.rms_norm))
-        for mine, other in zip(*(torch.autograd.grad(y, (x, w), dy) for y in ys), strict=True):
-            close(mine, other)
-    with torch.no_grad():
-        close(nf.rms_norm(x, SHAPE, torch._neg_view(w), 1e-5), theirs)
-
-
 @pytest.mark.parametrize("way", ["eager", "dispatched", "compiled"])
 @pytest.mark.parametrize("wanted", ["x", "residual", "weight"])
 def test_the_sum_has_a_gradient_where_what_is_added_has(way: str, wanted: str) -> None:

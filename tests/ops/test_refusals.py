@@ -6,6 +6,7 @@ import re
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accuracy import normal
@@ -51,9 +52,12 @@ OF_ALL: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"eps": float("inf")}, ValueError, "eps is inf: it must be 0 or more, and finite"),
     ({"offset": float("nan")}, ValueError, "offset is nan: it must be finite"),
     ({"cast_first": "no"}, TypeError, "cast_first is a str: it must be a bool"),
-    ({"cast_first": torch.ones(2)}, TypeError, "cast_first is a Tensor: it must be a bool"),
+    ({"cast_first": torch.ones(2)}, TypeError, "cast_first is a torch.Tensor: it must be a bool"),
     ({"offset": None}, TypeError, "offset is a NoneType: it must be a float"),
     ({"offset": V}, TypeError, "offset is a Tensor: it must be a float"),
+    ({"eps": True}, TypeError, EPS.format("bool")),
+    ({"eps": 10**400}, ValueError, "eps is too large an int: it must be a float"),
+    ({"cast_first": np.bool_(True)}, TypeError, f"cast_first is a numpy.{np.bool_.__name__}: it must be a bool"),
     ({"out_dtype": torch.float64}, TypeError, "out_dtype is torch.float64: it must be one of torch.float16, "),
 ]
 OF_SHAPES: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -88,6 +92,7 @@ OF_GATES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"group_size": 0}, ValueError, "group_size is 0, input has 8 columns: it must divide them"),
     ({"group_size": 4.0}, TypeError, "group_size is a float: it must be an int, or None"),
     ({"group_size": "4"}, TypeError, "group_size is a str: it must be an int, or None"),
+    ({"group_size": 8.0}, TypeError, "group_size is a float: it must be an int, or None"),
     ({"group_size": True}, TypeError, "group_size is a bool: it must be an int, or None"),
     ({"norm_before_gate": 1}, TypeError, "norm_before_gate is a int: it must be a bool"),
     ({"group_size": 4, "weight": normal(3, 8)}, ValueError, "weight has shape [3, 8]: with group_size it must have"),

@@ -9,7 +9,7 @@ library.py       torch.ops.norm_fusion: compilers, modes and tensor subclasses s
 distributed.py   DTensors
 """
 
-from norm_fusion.ops.norm import EPS, Norm, Operands, ask, check, is_int, require_tensor
+from norm_fusion.ops.norm import EPS, Norm, Operands, as_int, ask, check, require_bool, require_tensor
 from norm_fusion.ops.route import normalize
 
-__all__ = ["EPS", "Norm", "Operands", "ask", "check", "is_int", "normalize", "require_tensor"]
+__all__ = ["EPS", "Norm", "Operands", "as_int", "ask", "check", "normalize", "require_bool", "require_tensor"]

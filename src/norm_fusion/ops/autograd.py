@@ -10,18 +10,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
+from torch.autograd import forward_ad
 
 from norm_fusion.ops.backward import Gradients, Wanted, backward
 from norm_fusion.ops.composition import composition
 from norm_fusion.ops.forward import Forward
 from norm_fusion.ops.norm import Norm, Operands
 
+_keys_of = torch._C._dispatch_keys
+_PLAIN = 0  # what PyTorch's dispatcher sees in a tensor that is its memory, as bits
+for _key in ("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA"):
+    _PLAIN |= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _key)).raw_repr()
+
 
 def holds_its_values(tensor: Tensor | None) -> bool:
-    """Does it, or is it absent? Others go through PyTorch's dispatcher: subclasses, and negatives of what they hold."""
-    plain = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
-    return tensor is None or (plain and not tensor.is_neg())
+    """Is what is at its address what it is, or is it absent? Others go through PyTorch's dispatcher.
+
+    Those are subclasses, negatives and zeros of what they hold, sparse and nested tensors, and what functorch wraps.
+    """
+    if tensor is None:
+        return True
+    kind = type(tensor)
+    return (kind is Tensor or kind is torch.nn.Parameter) and not _keys_of(tensor).raw_repr() & ~_PLAIN
 
 
 def normalize_with_gradient(norm: Norm, run: Forward, given: Operands) -> tuple[Tensor, Tensor | None]:
@@ -44,11 +55,7 @@ class Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dh: Tensor | None = None) -> Any:
-        run: Any = backward
-        if not (holds_its_values(dy) and holds_its_values(dh)):
-            # Still on its way from another process, say, or the negative of what it holds: the dispatcher sees to that.
-            from norm_fusion.ops.library import call_backward as run
-        return None, None, *gradients(ctx, dy, dh, Wanted(*ctx.needs_input_grad[2:]), run)
+        return None, None, *gradients(ctx, dy, dh, Wanted(*ctx.needs_input_grad[2:]))
 
 
 # Function.apply, less what it does for torch.func's transforms, inside which this is not called: 3 us.
@@ -64,20 +71,30 @@ def remember(ctx: Any, norm: Norm, given: Operands, h: Tensor | None, saved: Ten
     ctx.set_materialize_grads(False)
 
 
-def gradients(ctx: Any, dy: Tensor | None, dh: Tensor | None, wanted: Wanted, run: Any) -> Sequence[Tensor | None]:
-    """The gradients of one call; `run` is `backward`, or the operator that does the same."""
-    h, gate, weight, bias, saved = ctx.saved_tensors
+def gradients(
+    ctx: Any, dy: Tensor | None, dh: Tensor | None, wanted: Wanted, dispatched: bool = False
+) -> Sequence[Tensor | None]:
+    """The gradients of one call, by the kernels: at once, or as the operator that PyTorch's dispatcher knows."""
+    h, gate, weight, bias, saved = kept = ctx.saved_tensors
     if dy is None:  # y was not used: what arrived at the new residual passes through
         if dh is None:
             return Gradients(None, None, None, None, None)
         dx, dr = (dh.to(dtype) if want else None for dtype, want in zip(ctx.dtypes, wanted[:2], strict=True))
         return Gradients(dx, dr, None, None, None)
     # create_graph=True: the gradient will be differentiated; or many are asked for at once, is_grads_batched=True.
-    batched = is_legacy_batchedtensor(dy) or (dh is not None and is_legacy_batchedtensor(dh))
-    if batched or torch.is_grad_enabled():
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0 or _batched(dy) or _batched(dh):
         return _differentiable(ctx, dy, dh, Operands(h, None, gate, weight, bias), wanted)
+    run: Any = backward
+    if dispatched or not all(map(holds_its_values, (dy, dh, *kept))):
+        # Still on its way from another process, say, or the negative of what it holds: the dispatcher sees to that.
+        from norm_fusion.ops.library import call_backward as run
     found: Sequence[Tensor | None] = run(ctx.norm, dy, dh, h, gate, weight, bias, saved, ctx.dtypes, wanted)
     return found
+
+
+def _batched(gradient: Tensor | None) -> bool:
+    """By torch.func, or by is_grads_batched."""
+    return gradient is not None and (is_functorch_wrapped_tensor(gradient) or is_legacy_batchedtensor(gradient))
 
 
 def _differentiable(ctx: Any, dy: Tensor, dh: Tensor | None, given: Operands, wanted: Wanted) -> Gradients:

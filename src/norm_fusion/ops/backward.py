@@ -56,7 +56,8 @@ def backward(
     `h` is what was normalized: the input, or the new residual; `saved` what `forward` saved; `dtypes` those of input
     and residual. The gradients of input and residual are one tensor where their dtypes are the same.
     """
-    run = prepared(norm, dtypes, wanted, look(dy), look(dh), look(h), look(gate), look(weight), look(bias))
+    looks = look(dy), look(dh), look(h), look(gate), look(weight), look(bias), look(saved)
+    run = prepared(norm, dtypes, wanted, *looks)
     return run(dy, dh, h, gate, weight, bias, saved)
 
 
@@ -70,8 +71,13 @@ class Backward:
     def __init__(
         self, norm: Norm, dtypes: Sequence[torch.dtype], wanted: Wanted, looks: tuple[Look | None, ...]
     ) -> None:
-        dy, dh, h, gate, weight, bias = looks
+        dy, dh, h, gate, weight, bias, saved = looks
         assert h is not None
+        assert saved is not None
+        if saved[2] is not torch.float32:
+            raise TypeError(
+                f"what the forward saved came back as {saved[2]}: a saved tensor's hook must keep its dtype"
+            )
         self.shape, _, of_h, self.device = h
         cols = math.prod(self.shape[-norm.trailing :])
         elements = math.prod(self.shape)
@@ -87,7 +93,7 @@ class Backward:
         if not elements or not any((self.dx, self.dr, self.dz, self.dw, self.db)):
             return
         self.copied, rows = lay_out((h, dy, gate, dh), norm.trailing)
-        self.copied += (not is_dense(weight),)
+        self.copied += (not is_dense(weight), not is_dense(saved))
         self.copies_some = any(self.copied)
 
         vector = bias if weight is None else weight
@@ -148,7 +154,7 @@ class Backward:
             return gradients
 
         if self.copies_some:
-            h, dy, gate, dh, weight = copies((h, dy, gate, dh, weight), self.copied)
+            h, dy, gate, dh, weight, saved = copies((h, dy, gate, dh, weight, saved), self.copied)
         means = None
         if self.means and self.board is not None:
             means = h.new_zeros(self.board, dtype=torch.int64)

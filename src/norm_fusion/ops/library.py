@@ -117,7 +117,7 @@ def _set_up(centred: bool, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tens
 
 
 def _derivative(ctx: Any, dy: Tensor | None, dh: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    return *gradients(ctx, dy, dh, Wanted(*ctx.needs_input_grad[:5]), call_backward), *[None] * 8
+    return *gradients(ctx, dy, dh, Wanted(*ctx.needs_input_grad[:5]), dispatched=True), *[None] * 8
 
 
 def call_backward(

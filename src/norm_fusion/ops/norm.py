@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,9 +70,9 @@ def ask(
     if not -math.inf < offset < math.inf:
         raise ValueError(f"offset is {offset}: it must be finite")
     if type(cast_first) is not bool:
-        raise TypeError(f"cast_first is a {type(cast_first).__name__}: it must be a bool")
+        require_bool("cast_first", cast_first)
     if type(gate_first) is not bool:
-        raise TypeError(f"gate_first is a {type(gate_first).__name__}: it must be a bool")
+        require_bool("gate_first", gate_first)
     for label, dtype in (("out_dtype", out_dtype), ("residual_dtype", residual_dtype)):
         if dtype is not None and dtype not in DTYPES:
             raise TypeError(f"{label} is {dtype}: it must be one of {_names(DTYPES)}, or None")
@@ -79,20 +80,39 @@ def ask(
 
 
 def _ints(sizes: object) -> tuple[int, ...]:
-    if isinstance(sizes, Sequence) and all(is_int(size) for size in sizes):
-        return tuple(sizes)
-    raise TypeError(f"normalized_shape is {sizes!r}: it must be a sequence of ints, as (4096,)")
+    found = [as_int(size) for size in sizes] if isinstance(sizes, Sequence) else [None]
+    if None in found:
+        raise TypeError(f"normalized_shape is {sizes!r}: it must be a sequence of ints, as (4096,)")
+    return tuple(found)  # type: ignore[arg-type]
 
 
-def is_int(value: object) -> bool:
-    """Is it one, if need be a compiler's? bool is none."""
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+def as_int(value: Any) -> int | None:
+    """An int, NumPy's too, or a compiler's, which stays one; None for all others, as bools and floats."""
+    if isinstance(value, (int, torch.SymInt)):
+        return None if isinstance(value, bool) else value  # type: ignore[return-value]
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
-def _real(label: str, value: object) -> float:
-    if isinstance(value, (float, int)) or (isinstance(value, Real) and not isinstance(value, Tensor)):
+def require_bool(label: str, value: object) -> None:
+    """NumPy's is none: it has the name, and not the identity."""
+    kind = type(value)
+    if kind is not bool:
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        raise TypeError(f"{label} is a {name}: it must be a bool")
+
+
+def _real(label: str, value: Any) -> float:
+    # Dynamo shows NumPy's numbers as tensors.
+    real = isinstance(value, Real) and not isinstance(value, (bool, Tensor))
+    if not (real or torch.compiler.is_compiling()):
+        raise TypeError(f"{label} is a {type(value).__name__}: it must be a float")
+    try:
         return float(value)
-    raise TypeError(f"{label} is a {type(value).__name__}: it must be a float")
+    except OverflowError:
+        raise ValueError(f"{label} is too large an int: it must be a float") from None
 
 
 def require_tensor(name: str, label: str, value: object) -> None:

@@ -81,6 +81,9 @@ def _alike(norm: Norm, shape: tuple[int, ...], given: Operands) -> tuple[Any, ..
     x = given.x
     if not isinstance(x, Tensor):  # which is refused
         return None
+    for size in shape:
+        if type(size) is not int:  # a compiler's, which has no hash
+            return None
     if forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() or _transformed():
         return None
     if not (HAS_TRITON if x.is_cuda else uses_triton(x.device.type)):
@@ -92,7 +95,7 @@ def _alike(norm: Norm, shape: tuple[int, ...], given: Operands) -> tuple[Any, ..
 
 
 def _seen(tensor: Tensor) -> Literal[False] | tuple[Any, ...]:
-    if not holds_its_values(tensor) or tensor.layout is not torch.strided or tensor.is_nested:
+    if not holds_its_values(tensor):
         return False
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
 

@@ -47,11 +47,8 @@ def dense(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def is_dense(seen: Look | None) -> bool:
-    """Is it contiguous, or absent?"""
-    if seen is None:
-        return True
-    shape, strides = seen[:2]
-    return all(s == 1 or have == want for s, have, want in zip(shape, strides, dense(shape), strict=True))
+    """Is it contiguous, with the strides of a new tensor, or absent?"""
+    return seen is None or seen[1] == dense(seen[0])
 
 
 def lay_out(looks: Sequence[Look | None], trailing: int) -> tuple[tuple[bool, ...], Rows]:
@@ -65,6 +62,11 @@ def lay_out(looks: Sequence[Look | None], trailing: int) -> tuple[tuple[bool, ..
     leading = len(shape) - trailing
     cols = math.prod(shape[leading:])
     given = [None if seen is None else seen[1] for seen in looks]
+    itemsizes = [seen[2].itemsize for seen in looks if seen is not None]
+    if all(strides is None or strides == dense(shape) for strides in given):  # the same, sooner
+        return (False,) * len(given), _rows(
+            cols, itemsizes, [ABSENT if s is None else (cols, None, None) for s in given]
+        )
     ready = [s if s is None or _spacing(shape[leading:], s[leading:]) == 1 else dense(shape) for s in given]
     levels = _levels(shape[:leading], [s[:leading] for s in ready if s is not None])
     if len(levels) > LEVELS:
@@ -72,7 +74,6 @@ def lay_out(looks: Sequence[Look | None], trailing: int) -> tuple[tuple[bool, ..
         ready = [s if even else dense(shape) for s, even in zip(ready, spaced, strict=True)]
         levels = _levels(shape[:leading], [s[:leading] for s in ready if s is not None])
     copied = tuple(now is not before for now, before in zip(ready, given, strict=True))
-    itemsizes = [seen[2].itemsize for seen in looks if seen is not None]
     if len(levels) <= 1:
         even = iter(levels[0][1] if levels else [cols] * len(ready))
         spread = [ABSENT if s is None else (next(even), None, None) for s in ready]
