@@ -57,7 +57,7 @@ CALLS: dict[tuple[Any, ...], Call] = {}
 
 def normalize(name: str, norm: Norm, shape: tuple[int, ...], given: Operands) -> tuple[Tensor, Tensor | None]:
     """y, and the new residual where one was given. `name` is the function's that was called, for what is refused."""
-    alike = None if torch.compiler.is_compiling() else _alike(norm, shape, given)
+    alike = _alike(norm, shape, given)
     call = None if alike is None else CALLS.get(alike)
     if call is not None:
         return call(given)
@@ -79,7 +79,7 @@ def _alike(norm: Norm, shape: tuple[int, ...], given: Operands) -> tuple[Any, ..
     Tensors hold their values themselves, no mode and no transform wants to see the call.
     """
     x = given.x
-    if not isinstance(x, Tensor):  # which is refused
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor):  # no tensor is refused, by `check`
         return None
     for size in shape:
         if type(size) is not int:  # a compiler's, which has no hash
@@ -102,10 +102,9 @@ def _seen(tensor: Tensor) -> Literal[False] | tuple[Any, ...]:
 
 def _run(norm: Norm, given: Operands) -> tuple[Tensor, Tensor | None]:
     """What was checked, in whatever way it must take."""
-    compiling = torch.compiler.is_compiling()
     if not uses_triton(given.x.device.type) or forward_ad._current_level >= 0 or _transformed():
         return composition(norm, given)
-    if not compiling and _alike(norm, (), given) is not None:
+    if _alike(norm, (), given) is not None:
         return Call(norm, given)(given)
     wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     return through_dispatcher(norm, given, wants_gradient)
