@@ -15,7 +15,7 @@ from made import CASE, FUSED, GPU, manifest, measured, recorded
 
 from norm_fusion.cli import lab
 from norm_fusion.evidence.verdicts import RULE, conclude
-from norm_fusion.records import Label, Manifest, Measurement, Record, Status
+from norm_fusion.records import SCHEMA, Label, Manifest, Measurement, Record, Status
 from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import ROOF
 
@@ -87,7 +87,10 @@ def test_judge_prints_what_changed_and_stores_it_when_asked(tmp_path: Path) -> N
     ("damage", "says"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:100]), "r1.json is not a readable record"),
-        (lambda path: path.write_text(path.read_text().replace('"schema_version":3', '"schema_version":9')), "update"),
+        (
+            lambda path: path.write_text(path.read_text().replace(f'"schema_version":{SCHEMA}', '"schema_version":9')),
+            "update",
+        ),
         (
             lambda path: path.write_text(path.read_text().replace('"p50_ms":0.1', '"p50_ms":0.01')),
             "r1.json was changed after",

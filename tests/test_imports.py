@@ -29,10 +29,11 @@ MAY_IMPORT = {
     "patching": {"functional", "known_norms", "modules", "ops"},
     "backends": {"spec", "reference", "functional", "kernels"},
     "measure": {*GROUND, "reference", "backends"},
+    "profiling": {*GROUND, "backends", "measure", "doctor"},
     "runs": GROUND,
     "evidence": {*GROUND, "runs"},
     "report": {*GROUND, "runs", "evidence"},
-    "engine": {*GROUND, "runs", "evidence", "backends"},
+    "engine": {*GROUND, "runs", "evidence", "backends", "profiling"},
 }
 # The registry of names is torch-free; its implementations are not, and stay out of the engine.
 PAPER = [
@@ -50,6 +51,7 @@ PAPER = [
     "report.table",
 ]
 PAPER += ["report.page", "report.progress", "engine", "cli"]
+PAPER += ["profiling", "backends.matmul", "evidence.limiting"]
 
 
 def imports(path: Path) -> set[str]:

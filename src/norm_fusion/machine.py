@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import norm_fusion
 from norm_fusion import nvml
 from norm_fusion.records import Conditions
 
@@ -22,6 +28,7 @@ class Card:
     """A GPU as NVML sees it, by its UUID; it tells nothing where the driver's library cannot be reached."""
 
     def __init__(self, uuid: str) -> None:
+        self.uuid = uuid
         self.ask: nvml.Asker | None = None
         with suppress(nvml.Unreachable):
             self.ask = nvml.Asker()
@@ -48,11 +55,12 @@ class Card:
         """Clocks, temperature, power and company now. `ours`: the processes that are not company."""
         ask = self.ask
         if ask is None:
-            return Conditions(**_moment())
+            return Conditions(**_moment(), device_uuid=self.uuid)
         power, bits = ask("nvmlDeviceGetPowerUsage", self.handle), ask.reasons(self.handle)
         there = ask("nvmlDeviceGetComputeRunningProcesses", self.handle)
         return Conditions(
             **_moment(),
+            device_uuid=self.uuid,
             sm_clock_mhz=ask("nvmlDeviceGetClockInfo", self.handle, ask.nvml.NVML_CLOCK_SM),
             memory_clock_mhz=ask("nvmlDeviceGetClockInfo", self.handle, ask.nvml.NVML_CLOCK_MEM),
             temperature_c=ask("nvmlDeviceGetTemperature", self.handle, ask.nvml.NVML_TEMPERATURE_GPU),
@@ -68,6 +76,59 @@ def gpus() -> int:
         return nvml.Asker().cards
     except nvml.Unreachable:
         return 0
+
+
+def visible() -> list[str]:
+    """The GPUs that a process may use, each by a name that CUDA_VISIBLE_DEVICES takes: what that says, else all."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is not None:
+        return [name.strip() for name in said.split(",") if name.strip() not in ("", "-1")]
+    try:
+        return nvml.Asker().uuids
+    except nvml.Unreachable:
+        return []
+
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """End this process when its parent does: it would hold a device for nobody (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+# What code travels as, where there is no checkout around it: its commit, and `+` where that had changes.
+COMMIT = "NORM_FUSION_COMMIT"
+
+
+def code() -> dict[str, Any]:
+    """This package's code: `source`, a hash of its files; `commit` and `dirty`, where they are a checkout's or told."""
+    root = Path(norm_fusion.__file__).parents[2]
+    told = os.environ.get(COMMIT)
+    if not (root / ".git").exists():
+        known = {} if told is None else {"commit": told.removesuffix("+"), "dirty": told.endswith("+")}
+        return {"source": _source(), **known}
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    dirty = None if commit is None or status is None else bool(status)
+    return {"source": _source(), "commit": commit, "dirty": dirty}
+
+
+def _source() -> str:
+    """Hash of this package's files: the same commit, edited between two processes, is another program."""
+    root = Path(norm_fusion.__file__).parent
+    read = sha256()
+    for path in sorted(root.rglob("*.py")):
+        read.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return read.hexdigest()[:16]
 
 
 def _company(pids: Collection[int], ours: Collection[int]) -> int:

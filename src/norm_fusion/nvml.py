@@ -110,6 +110,12 @@ class Asker:
         return int(self("nvmlDeviceGetCount") or 0)
 
     @property
+    def uuids(self) -> list[str]:
+        """Of all cards, in NVML's order."""
+        handles = [self("nvmlDeviceGetHandleByIndex", index) for index in range(self.cards)]
+        return [uuid for handle in handles if (uuid := _string(self("nvmlDeviceGetUUID", handle))) is not None]
+
+    @property
     def driver(self) -> str | None:
         return _string(self("nvmlSystemGetDriverVersion"))
 

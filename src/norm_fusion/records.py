@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 # 2: replicates, attempts, intervals and calls. Files of schema 1 are read: they are runs of one process.
 # 3: probe_ms, and the hash of each file in SHA256SUMS.
-SCHEMA = 3
+# 4: runs of several cards, that go on after an end, and with hardware counters.
+SCHEMA = 4
 
 
 def first_line(error: BaseException) -> str:
@@ -85,6 +86,7 @@ class Conditions(_Stored):
     """What changes while a run goes on: read before, after and several times a second. Not part of the fingerprint."""
 
     at: str
+    device_uuid: str | None = None  # of which card
     monotonic_s: FiniteFloat | None = None  # the machine's monotonic clock: the same for all processes of a run
     sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
@@ -270,13 +272,37 @@ class Manifest(_Stored):
     budget_s: FiniteFloat | None = None
     processes: int = 1  # how many there were, reruns not counted
     contestants: list[str] = Field(default_factory=list)  # the user's own, module:function
+    profiled: list[tuple[str, str]] = Field(default_factory=list)  # whose hardware counters: case and profile
+    model: str | None = None  # of GPU that was asked for, on a cluster
+    source: str | None = None  # hash of the package's files that asked
+    commit: str | None = None
+    dirty: bool | None = None
     started_at: str
     finished_at: str | None = None
-    state: Literal["running", "finished", "interrupted"] = "running"
+    # partial: not all cases are done, and nothing is being measured; blocked: none, for the reason in the notes.
+    state: Literal["running", "finished", "interrupted", "partial", "blocked"] = "running"
+    done: list[str] = Field(default_factory=list)  # cases that need no further process
+    cut: list[str] = Field(default_factory=list)  # files of records that an interruption cut short
     environment: Environment | None = None
+    further: list[Environment] = Field(default_factory=list)  # of the other cards
     before: Conditions | None = None
     after: Conditions | None = None
     notes: list[str] = Field(default_factory=list)  # what went wrong with the run itself
+
+    @property
+    def environments(self) -> list[Environment]:
+        """Of all cards that took part, in the order in which they began."""
+        return [*([self.environment] if self.environment is not None else []), *self.further]
+
+    def environment_of(self, fingerprint: str) -> Environment | None:
+        """That of a record with this fingerprint; the first where no other has it."""
+        began = fingerprint.partition(",")[0]  # "a, then b": it changed meanwhile
+        return next((one for one in self.environments if one.fingerprint == began), self.environment)
+
+    @property
+    def whole(self) -> bool:
+        """Does no case need a further process?"""
+        return set(self.cases) <= set(self.done)
 
 
 class Series(_Stored):
@@ -339,3 +365,55 @@ class HarnessReport(_Stored):
     finished_at: str
     environment: Environment
     checks: list[HarnessCheck]
+
+
+class KernelCounters(_Stored):
+    """One kernel of a call as hardware counters saw it: replayed alone, caches flushed, clocks left as they were.
+
+    Its duration is that of one replay, never a latency. What was not collected is null.
+    """
+
+    name: str
+    grid: tuple[int, int, int] | None = None  # blocks in x, y, z
+    block: tuple[int, int, int] | None = None  # threads
+    registers: int | None = None  # a thread
+    duration_ms: FiniteFloat | None = None
+    dram_read_bytes: int | None = None
+    dram_write_bytes: int | None = None  # while it ran: what L2 still holds at its end is not counted
+    dram_pct: FiniteFloat | None = None  # of the peak throughput of memory
+    occupancy_pct: FiniteFloat | None = None  # warps resident on a multiprocessor that has any, of the most it can hold
+    l2_hit_pct: FiniteFloat | None = None  # of sectors; two passes count what it is a ratio of: may exceed 100
+    sm_pct: FiniteFloat | None = None  # of the peak of the multiprocessors' busiest part
+    tensor_pct: FiniteFloat | None = None  # of the peak of the tensor pipes
+
+
+class Counters(_Stored):
+    """One cold call of one profile of one case: what hardware counters say of its kernels, and what a trace says.
+
+    Totals are sums of the kernels, percentages their means weighted by duration, registers the most of any. What was
+    not collected is null, with a reason and a remedy; so are all totals of a call some kernel of which lacks a value.
+    """
+
+    schema_version: int = SCHEMA
+    run_id: str
+    case: str
+    profile: str
+    resolved_backend: str | None = None  # what really ran
+    status: Status
+    reason: str | None = None
+    remedy: str | None = None
+    tool: str | None = None  # which profiler, and what read its report
+    kernels: list[KernelCounters] = Field(default_factory=list)  # in the order of their launches
+    duration_ms: FiniteFloat | None = None
+    dram_bytes: int | None = None  # read and written
+    dram_pct: FiniteFloat | None = None
+    occupancy_pct: FiniteFloat | None = None
+    l2_hit_pct: FiniteFloat | None = None
+    sm_pct: FiniteFloat | None = None
+    tensor_pct: FiniteFloat | None = None
+    registers: int | None = None
+    compulsory_bytes: int
+    traced_kernels: int | None = None  # of a call, by torch.profiler, which needs no permission
+    traced_ms: FiniteFloat | None = None  # the same call's time on the device, gaps left out: median of some cold calls
+    traced_reason: str | None = None  # why it was not traced
+    fingerprint: str

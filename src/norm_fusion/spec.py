@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 
 class Op(StrEnum):
@@ -316,8 +316,20 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Option:
+    """An optional part of a suite: cases beside its own."""
+
+    summary: str
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
 class Suite:
-    """Cases x profiles, with the question they answer and why it matters. `options` are its optional parts."""
+    """Cases x profiles, with the question they answer and why it matters.
+
+    `options` are its optional parts, by name; `summaries` say in words what a case is; `metrics` are the figures that
+    the question needs, in groups; `profiled` are the names whose counters are read beside those of the cases.
+    """
 
     name: str
     title: str
@@ -327,13 +339,79 @@ class Suite:
     focus: str
     cases: tuple[Case, ...]
     profiles: tuple[str, ...]
-    options: Mapping[str, tuple[Case, ...]] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
+    summaries: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    profiled: tuple[str, ...] = ()
 
     def select(self, options: tuple[str, ...]) -> tuple[Case, ...]:
         """The suite's cases and those of the named options, each once: by operator, then by size."""
-        chosen = {*self.cases, *(case for name in options for case in self.options[name])}
+        chosen = {*self.cases, *(case for name in options for case in self.options[name].cases)}
         return tuple(sorted(chosen, key=_in_order))
 
 
 def _in_order(case: Case) -> tuple[int, bool, str, int]:
     return list(Op).index(case.op), case.pass_ is Pass.BACKWARD, case.dtype, case.rows * case.cols
+
+
+_MATMUL_NAME = re.compile(r"matmul-([0-9]{1,18})x([0-9]{1,18})x([0-9]{1,18})-([a-z]+\d+)")
+
+
+@dataclass(frozen=True, order=True)
+class Matmul:
+    """C = A B of shapes (m, k), (k, n), (m, n), all in dtype: `matmul-4096x4096x4096-float16` names m, n and k.
+
+    Profiled only, never timed: it shows what counters say of kernels that the tensor pipes limit.
+
+    Raises:
+        SpecError: a dimension, the dtype or their size is out of range.
+    """
+
+    m: int
+    n: int
+    k: int
+    dtype: str
+
+    op: ClassVar[str] = "matmul"
+
+    def __post_init__(self) -> None:
+        for name in ("m", "n", "k"):
+            value = getattr(self, name)
+            if not 1 <= value <= MAX_DIM:
+                raise SpecError(f"{name} is {value}: it must be 1 to {MAX_DIM:,}")
+        if self.dtype not in ITEMSIZE:
+            raise SpecError(f"dtype {self.dtype!r} is unknown: choose from {', '.join(ITEMSIZE)}")
+        if self.compulsory_bytes > MAX_INPUT_BYTES:
+            seen = f"{self.compulsory_bytes / 2**40:,.1f} TiB"
+            raise SpecError(f"{self.name} needs {seen} for its matrices: at most {MAX_INPUT_BYTES // 2**40} TiB")
+
+    @classmethod
+    def parse(cls, name: str) -> Matmul:
+        """The product of a name such as `matmul-4096x4096x4096-float16`."""
+        match = _MATMUL_NAME.fullmatch(name)
+        if match is None:
+            raise SpecError(f"case {name!r} is not matmul-MxNxK-DTYPE: write it like matmul-4096x4096x4096-float16")
+        return cls(int(match[1]), int(match[2]), int(match[3]), match[4])
+
+    @property
+    def name(self) -> str:
+        return f"{self.op}-{self.m}x{self.n}x{self.k}-{self.dtype}"
+
+    @property
+    def compulsory_bytes(self) -> int:
+        """A and B read once, C written once."""
+        return (self.m * self.k + self.k * self.n + self.m * self.n) * ITEMSIZE[self.dtype]
+
+    @property
+    def flops(self) -> int:
+        """A multiplication and an addition for each term of each element of C."""
+        return 2 * self.m * self.n * self.k
+
+
+def profiled(name: str) -> Case | Matmul:
+    """What can be profiled, by its name: a case, or a matrix product.
+
+    Raises:
+        SpecError: it is the name of neither.
+    """
+    return Matmul.parse(name) if name.startswith(f"{Matmul.op}-") else Case.parse(name)

@@ -27,19 +27,19 @@ from workers import (
     worker,
 )
 
-from norm_fusion import engine
 from norm_fusion.engine import host, processes
 from norm_fusion.records import Code, Conditions, Environment, Record, Samples, Status
 from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import CONTROL, ROOF, SpecError
 
 TWO = ("torch-eager", "torch-native")
+VERIFIER = processes.Verifier
 
 
 @pytest.fixture(autouse=True)
 def verifier(monkeypatch: pytest.MonkeyPatch) -> Verdicts:
     made = Verdicts()
-    monkeypatch.setattr(engine, "Verifier", lambda: made)
+    monkeypatch.setattr(processes, "Verifier", lambda: made)
     return made
 
 
@@ -920,7 +920,7 @@ def test_a_process_that_a_worker_leaves_behind_does_not_hold_the_run_up(
 
 @pytest.mark.parametrize("dies", ["pass", "sys.stdin.readline()"], ids=["at-once", "while-it-judges"])
 def test_a_verifier_that_dies_is_an_end_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: str) -> None:
-    monkeypatch.setattr(engine, "Verifier", processes.Verifier)
+    monkeypatch.setattr(processes, "Verifier", VERIFIER)
     monkeypatch.setattr(processes, "VERIFIER", [sys.executable, "-I", "-c", f"import sys; {dies}"])
     worker(monkeypatch, before="time.sleep(0.2)")
     began = time.monotonic()

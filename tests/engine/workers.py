@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from norm_fusion import engine
+from norm_fusion.engine import messages as m
 from norm_fusion.engine import processes
 from norm_fusion.records import Environment, Manifest, Record
 from norm_fusion.runs.store import RunStore
@@ -138,20 +138,26 @@ class Watching:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
 
-    def started(self, environment: Environment) -> None:
-        self.told.append(("started", environment.device_name))
+    def __call__(self, where: str, message: m.Message) -> None:
+        match message:
+            case m.Began():
+                self.told.append(("started", message.environment.device_name))
+            case m.Process():
+                of = message.number, message.of, message.cases, message.attempt, message.steps
+                self.told.append(("process", *of))
+            case m.Step():
+                self.told.append(("step", message.case, message.what))
+            case m.Measured():
+                made = message.made
+                self.told.append(("measured", made[0][0].case if made else None, len(made)))
+            case m.Ended():
+                self.told.append(("ended", message.number, message.widest))
+            case m.Note():
+                self.told.append(("note", message.text))
 
-    def process(self, number: int, of: tuple[int, int], cases: int, attempt: int, steps: int) -> None:
-        self.told.append(("process", number, of, cases, attempt, steps))
-
-    def step(self, case: str, what: str) -> None:
-        self.told.append(("step", case, what))
-
-    def measured(self, records: Sequence[Record]) -> None:
-        self.told.append(("measured", records[0].case if records else None, len(records)))
-
-    def ended(self, number: int, took_s: float, widest: float | None) -> None:
-        self.told.append(("ended", number, widest))
+    @property
+    def notes(self) -> list[str]:
+        return [told[1] for told in self.told if told[0] == "note"]
 
     def of(self, kind: str) -> list[tuple[Any, ...]]:
         return [told[1:] for told in self.told if told[0] == kind]

@@ -11,7 +11,8 @@ from manifests import manifest
 
 from norm_fusion.records import SCHEMA, Conclusions, Conditions, Record, Samples, Status
 from norm_fusion.runs import store as module
-from norm_fusion.runs.store import RunStore, StoreError, in_order, new_run_id
+from norm_fusion.runs.files import StoreError
+from norm_fusion.runs.store import RunStore, in_order, new_run_id
 from norm_fusion.runs.verify import verified
 from norm_fusion.spec import CONTROL, ROOF
 

@@ -40,24 +40,100 @@ def test_every_suite_loads_and_its_profiles_exist() -> None:
         backends.select(suite.profiles, {case.op for case in suite.cases})
 
 
+def test_what_the_seeds_suite_says_beside_its_cases() -> None:
+    suite = suites.load("normalization-fusion")
+    assert set(suite.summaries) == {case.name for case in suite.cases}
+    assert suite.summaries["rmsnorm-512x1024-float16"] == "small RMSNorm shape sweep point"
+    assert suite.metrics["Throughput"] == ("effective GB/s", "effective TFLOP/s")
+    assert suite.profiled == ("matmul-4096x4096x4096-float16",)
+    compared = {case.name for case in suite.options["comparisons-4096x4096"].cases}
+    assert {f"{op}-4096x4096-float16" for op in ("rmsnorm", "layernorm")} <= compared
+
+
+def test_a_suite_of_tables(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    listed = 'cases = ["rmsnorm-4x4-float16"]'
+    path.write_text(GOOD.replace(listed, "") + TABLES)
+    suite = suites.load(str(path))
+    assert [case.name for case in suite.cases] == ["rmsnorm-4x4-float16"]
+    assert suite.summaries == {"rmsnorm-4x4-float16": "a small one"}
+    assert suite.options["more"].summary == "another"
+    assert [case.name for case in suite.select(("more",))] == ["rmsnorm-4x4-float16", "rmsnorm-8x4-float16"]
+
+
+TABLES = """
+[cases]
+rmsnorm-4x4-float16 = "a small one"
+
+[options.more]
+summary = "another"
+cases = ["rmsnorm-8x4-float16"]
+
+[metrics]
+Latency = ["p50"]
+
+[profiling]
+cases = ["matmul-8x8x8-float16"]
+"""
+
+
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "line", "says"),
     [
-        (("title = ", "titel = "), "key 'titel' is unknown"),
-        (('title = "T"', "title = 3"), "key 'title' must be a text"),
-        (('"rmsnorm-4x4-float16"', '"rmsnorm-4-float16"'), "key 'cases': case 'rmsnorm-4-float16'"),
-        (('["torch"]', "[]"), "key 'profiles' must be a list"),
-        (('["torch"]', '["torch"'), "line"),
+        (("title = ", "titel = "), 2, "key 'titel' is unknown"),
+        (('title = "T"', "title = 3"), 2, "key 'title' must be a text"),
+        (('why = "W"', 'why = " "'), 4, "key 'why' must be a text"),
+        (('focus = "F"', ""), None, "key 'focus' must be a text"),
+        (('"rmsnorm-4x4-float16"', '"rmsnorm-4-float16"'), 8, "key 'cases': case 'rmsnorm-4-float16'"),
+        (('["rmsnorm-4x4-float16"]', "3"), 8, "key 'cases' must be a list"),
+        (('["rmsnorm-4x4-float16"]', '["rmsnorm-4x4-float16", "rmsnorm-4x4-float16"]'), 8, "names .* twice"),
+        (('["torch"]', "[]"), 7, "key 'profiles' must be a list"),
+        (('["torch"]', '["torch"'), 8, "not TOML"),
     ],
 )
-def test_a_wrong_suite_is_named_with_its_key(tmp_path: Path, change: tuple[str, str], says: str) -> None:
-    path = tmp_path / "mine.toml"
-    path.write_text(GOOD.replace(*change))
+def test_a_wrong_suite_is_named_with_its_line_and_key(
+    tmp_path: Path, change: tuple[str, str], line: int | None, says: str
+) -> None:
+    wrong(tmp_path, GOOD.replace(*change), line, says)
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "says"),
+    [
+        (('"a small one"', "3"), 11, "key 'cases' must say in words what rmsnorm-4x4-float16 is"),
+        (("options.more", "options.More"), 13, "key 'options.More' must be lower-case words"),
+        (('summary = "another"', ""), 13, "key 'options.more' must be a table with a summary and cases"),
+        (
+            ('["rmsnorm-8x4-float16"]', '["rmsnorm-8-float16"]'),
+            15,
+            "key 'options.more.cases': case 'rmsnorm-8-float16'",
+        ),
+        (('["p50"]', '"p50"'), 18, "key 'metrics.Latency' must be a list"),
+        (("matmul-8x8x8", "matmul-8x8"), 21, "key 'profiling.cases': case 'matmul-8x8-float16' is not matmul-MxNxK"),
+        (("[profiling]\ncases", "[profiling]\ncase"), 21, "key 'profiling.case' is unknown"),
+    ],
+)
+def test_a_wrong_table_is_named_with_its_line_and_key(
+    tmp_path: Path, change: tuple[str, str], line: int, says: str
+) -> None:
+    text = GOOD.replace('cases = ["rmsnorm-4x4-float16"]', "") + TABLES
+    assert change[0] in text
+    wrong(tmp_path, text.replace(*change), line, says)
+
+
+def wrong(folder: Path, text: str, line: int | None, says: str) -> None:
+    path = folder / "mine.toml"
+    path.write_text(text)
     with pytest.raises(SpecError, match=says) as caught:
         suites.load(str(path))
-    assert "mine.toml" in str(caught.value)
+    where = f"{path}, line {line}:" if line is not None else f"{path}: "
+    assert where in str(caught.value) or f"at line {line}" in str(caught.value)
 
 
-def test_an_unknown_suite_names_those_that_exist() -> None:
-    with pytest.raises(SpecError, match="no suite 'fusion': choose from normalization-fusion"):
-        suites.load("fusion")
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="there is no suite 'nothing'"):
+        suites.load("nothing")
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xff")
+    with pytest.raises(SpecError, match=r"mine\.toml is not TOML"):
+        suites.load(str(path))

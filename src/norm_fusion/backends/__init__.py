@@ -4,6 +4,7 @@
 input alone that allocates and returns the output. Every contestant enters at that same depth.
 
 builtin.py  PyTorch's and our own      user.py  a user's function, module:function
+matmul.py   products of matrices, profiled only
 known.py    known answers and saboteurs, for `norm-fusion check-harness`      roof.py  copy, read and write
 """
 

@@ -130,7 +130,7 @@ def _tried(device: str, only: list[str], reduced: bool, seed: int, run_id: str |
     from norm_fusion import harness, machine
     from norm_fusion.harness import page as pages
     from norm_fusion.report.progress import Watch
-    from norm_fusion.runs import store
+    from norm_fusion.runs import files
 
     checked_device(device)
     for group in only:
@@ -142,6 +142,6 @@ def _tried(device: str, only: list[str], reduced: bool, seed: int, run_id: str |
     folder = output / run_id
     with Watch(Console(stderr=True)) as watch:
         report = harness.try_all(run_id, folder, device, reduced, only or harness.GROUPS, seed, as_typed(), watch)
-    store.write_whole(folder / "harness.json", (report.model_dump_json(indent=1) + "\n").encode())
-    store.write_whole(folder / "harness.md", pages.page(report).encode())
+    files.write_whole(folder / "harness.json", (report.model_dump_json(indent=1) + "\n").encode())
+    files.write_whole(folder / "harness.md", pages.page(report).encode())
     return report

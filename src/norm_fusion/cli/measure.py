@@ -1,42 +1,44 @@
-"""`benchmark-norms` and `norm-fusion run`: a question becomes a shard, the engine measures it, the report shows it."""
+"""`benchmark-norms` and `norm-fusion run`: what is typed becomes a question; launch.py has it answered."""
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from norm_fusion import backends
+from norm_fusion.cli.launch import Kept, Question, answer, asked_cluster, pace
 from norm_fusion.cli.options import (
     EXIT_CODES,
     SETTINGS,
+    AddressOption,
     BackendOption,
     BudgetOption,
     ContestantOption,
     DeviceOption,
     JsonOption,
+    MixedOption,
+    ModelOption,
     OutputOption,
     PrecisionOption,
     ProcessesOption,
+    ProfilingOption,
     QuickOption,
+    RetryOption,
     RunIdOption,
+    ShardsOption,
     TimeoutOption,
     VersionOption,
-    as_typed,
     bench,
     checked_device,
     lab,
-    print_run,
-    unused_run_id,
     usage,
 )
-from norm_fusion.spec import DEFAULT_CASES, FEWEST, ITEMSIZE, MOST, Case, Op, Pass, SpecError, parse_shape
+from norm_fusion.spec import DEFAULT_CASES, ITEMSIZE, Case, Op, Pass, SpecError, parse_shape
 
 
 @bench.command(context_settings=SETTINGS, epilog=EXIT_CODES)
@@ -68,7 +70,10 @@ def _benchmark(
     budget: BudgetOption = 600,
     timeout: TimeoutOption = 300,
     quick: QuickOption = False,
+    with_profiling: ProfilingOption = False,
     run_id: RunIdOption = None,
+    retry_failed: RetryOption = False,
+    allow_mixed: MixedOption = False,
     output: OutputOption = Path("runs"),
     json: JsonOption = False,
     version: VersionOption = False,
@@ -90,19 +95,17 @@ def _benchmark(
     """
     with usage("benchmark-norms"):
         cases = _cases(_ops(op), _passes(pass_), rows or [], cols or [], shape or [], dtype or [])
-        profiles = _profiles(backend or ["all"], contestant or [], cases)
-        _measure(
+        question = Question(
             title="Normalizations on this machine",
             question="How much does a fused normalization kernel move latency on this machine?",
             suite=None,
             cases=cases,
-            profiles=profiles,
-            device=device,
-            pace=_pace(processes, precision, budget, timeout, quick),
-            run_id=run_id,
-            output=output,
-            json=json,
+            profiles=_profiles(backend or ["all"], contestant or [], cases),
+            device=checked_device(device),
+            pace=pace(processes, precision, budget, timeout, quick),
+            profiling=with_profiling,
         )
+        answer(question, Kept(run_id, output, retry_failed, allow_mixed), json)
 
 
 @lab.command("run", epilog=EXIT_CODES, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -117,15 +120,27 @@ def _run(
     budget: BudgetOption = 600,
     timeout: TimeoutOption = 300,
     quick: QuickOption = False,
+    with_profiling: ProfilingOption = False,
     run_id: RunIdOption = None,
+    retry_failed: RetryOption = False,
+    allow_mixed: MixedOption = False,
+    address: AddressOption = None,
+    gpu_model: ModelOption = None,
+    shards: ShardsOption = None,
     output: OutputOption = Path("runs"),
     json: JsonOption = False,
 ) -> None:
-    """Run a suite and keep it. Its optional parts are switched on by --include-NAME.
+    """Run a suite and keep it: on all GPUs of this machine, or of a Ray cluster. Its optional parts are switched on by
+    --include-NAME (see `norm-fusion suites`).
+
+    The same run id goes on with a run that was interrupted: what is finished is not measured again.
 
     \b
-    Example:
+    Examples:
       norm-fusion run normalization-fusion --run-id first --include-rmsnorm-shape-sweep
+      norm-fusion run normalization-fusion --run-id first --with-profiling
+      norm-fusion run my-suite.toml --run-id mine --retry-failed
+      norm-fusion run normalization-fusion --run-id two --address 10.0.0.4:6379 --gpu-model A10G --gpu-model H200
     """
     from norm_fusion.runs import suites
 
@@ -139,122 +154,19 @@ def _run(
                 "other options are in `norm-fusion run --help`"
             )
         cases = chosen.select(tuple(known[word] for word in context.args))
-        profiles = _profiles(backend or chosen.profiles, contestant or [], cases)
-        _measure(
+        question = Question(
             title=chosen.title,
             question=chosen.question,
             suite=chosen.name,
             cases=cases,
-            profiles=profiles,
-            device=device,
-            pace=_pace(processes, precision, budget, timeout, quick),
-            run_id=run_id,
-            output=output,
-            json=json,
+            profiles=_profiles(backend or chosen.profiles, contestant or [], cases),
+            device=checked_device(device),
+            pace=pace(processes, precision, budget, timeout, quick),
+            profiling=with_profiling,
+            profiled=chosen.profiled,
         )
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How many processes measure, how precisely and for how long."""
-
-    fewest: int
-    most: int
-    precision: float
-    budget_s: float | None
-    timeout_s: float
-    quick: bool
-
-
-def _pace(processes: str | None, precision: str, budget: float, timeout: float, quick: bool) -> Pace:
-    if quick and processes is not None:
-        raise SpecError("--quick means one process: leave out --processes, or --quick")
-    asked = re.fullmatch(r"([0-9]{1,3})(?::([0-9]{1,3}))?", processes or f"{FEWEST}:{MOST}")
-    if asked is None:
-        raise SpecError(f"--processes {processes!r} is not K or K:MOST: write it like 5 or 5:15")
-    fewest = int(asked[1])
-    most = int(asked[2] or fewest)
-    if not 1 <= fewest <= most:
-        raise SpecError(f"--processes {processes}: it must be at least 1, and MOST at least as many")
-    if fewest < most and fewest < FEWEST:
-        raise SpecError(
-            f"--processes {processes}: of fewer than {FEWEST} some agree by chance, and would end it too early; "
-            f"choose {FEWEST}:{max(most, FEWEST)}, or {fewest} alone"
-        )
-    number = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(%?)", precision.strip())
-    width = 0.0 if number is None else float(number[1]) / (100 if number[2] else 1)
-    if not 0 < width < 1:
-        raise SpecError(f"--precision {precision!r} is no share between 0 and 1: write it like 1% or 0.01")
-    if budget < 0 or timeout <= 0:
-        raise SpecError("--budget must be 0 or more, and --timeout more than 0: both in seconds")
-    if quick:
-        fewest = most = 1
-    return Pace(fewest, most, width, budget or None, timeout, quick=most == 1)
-
-
-def _measure(
-    *,
-    title: str,
-    question: str,
-    suite: str | None,
-    cases: tuple[Case, ...],
-    profiles: tuple[str, ...],
-    device: str,
-    pace: Pace,
-    run_id: str | None,
-    output: Path,
-    json: bool,
-) -> NoReturn:
-    """Run, print, and exit with the run's code."""
-    import random
-    import shutil
-
-    from rich.console import Console
-
-    from norm_fusion import engine
-    from norm_fusion.records import Conclusions, Manifest
-    from norm_fusion.report.progress import Watch
-    from norm_fusion.runs import store
-    from norm_fusion.spec import Shard
-
-    checked_device(device)
-    run_id = unused_run_id(run_id, output)
-    seed = random.SystemRandom().randrange(2**31)
-    shard = Shard(run_id, cases, profiles, device, seed=seed, quick=pace.quick)
-    plan = engine.Plan(shard, pace.fewest, pace.most, pace.precision, pace.budget_s, pace.timeout_s)
-    manifest = Manifest(
-        run_id=run_id,
-        title=title,
-        question=question,
-        suite=suite,
-        command=as_typed(),
-        cases=[case.name for case in cases],
-        profiles=list(profiles),
-        device=device,
-        quick=pace.quick,
-        seed=seed,
-        fewest=pace.fewest,
-        most=pace.most,
-        precision=pace.precision,
-        budget_s=pace.budget_s,
-        started_at=store.now(),
-    )
-    console = Console(stderr=True)
-    with Watch(console) as watch:
-        outcome = engine.run(plan, manifest, lambda: store.RunStore.create(output, run_id), watch)
-    assert outcome.manifest is not None
-    if not outcome.kept:
-        console.print(outcome.problem or "interrupted before anything was measured: nothing was kept")
-        raise typer.Exit(outcome.exit_code)
-    # Without conclusions (the disk was full, say) what was measured is shown as it is.
-    concluded = outcome.conclusions or Conclusions(rule=0, pooled=outcome.records, calls=[])
-    print_run(outcome.manifest, concluded, json)
-    if outcome.problem is not None:
-        console.print(f"{outcome.problem}; what is shown was measured", style="red", soft_wrap=True, highlight=False)
-    command = "norm-fusion" if shutil.which("norm-fusion") else f"{os.path.relpath(sys.executable)} -m norm_fusion"
-    kept = output / run_id
-    console.print(f"kept in {kept}; a page of it: {command} report {kept}", soft_wrap=True, highlight=False)
-    raise typer.Exit(outcome.exit_code)
+        cluster = asked_cluster(address, gpu_model or [], shards)
+        answer(question, Kept(run_id, output, retry_failed, allow_mixed), json, cluster)
 
 
 def _ops(names: list[str] | None) -> tuple[Op, ...]:

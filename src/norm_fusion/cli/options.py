@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,12 +18,12 @@ from norm_fusion.spec import FEWEST, MOST, SpecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from norm_fusion.records import Conclusions, Manifest
+    from norm_fusion.records import Conclusions, Counters, Manifest
 
 EXIT_CODES = (
     "Exit codes: 0 all rows ok or unavailable; 1 a row is wrong or failed (it raised, crashed or hung), or a "
-    "--contestant is not there; 2 bad usage; "
-    "130 or 143 interrupted (what was measured is kept and shown)."
+    "--contestant is not there; 2 bad usage; 3 not all of it could be measured (no node, a card that was lost): the "
+    "same --run-id goes on; 130 or 143 interrupted (what was measured is kept and shown, the same --run-id goes on)."
 )
 DEVICES = "auto, cpu, cuda or cuda:N"
 
@@ -46,7 +46,7 @@ RunIdOption = Annotated[
     typer.Option(
         "--run-id",
         metavar="ID",
-        help="Name of the run and of its folder.  [default: from the clock]",
+        help="Name of the run and of its folder; one that is there is gone on with.  [default: from the clock]",
         show_default=False,
     ),
 ]
@@ -91,6 +91,50 @@ ContestantOption = Annotated[
         help="Your own kernel beside the others, called like torch.nn.functional's: (x, shape, weight, eps), for "
         "LayerNorm (x, shape, weight, bias, eps). The module is looked for here and on PYTHONPATH. "
         "rmsnorm=MODULE:FUNCTION serves one operator; repeatable.",
+    ),
+]
+
+ProfilingOption = Annotated[
+    bool,
+    typer.Option(
+        "--with-profiling",
+        help="Read hardware counters too, with Nsight Compute, after and apart from all timing; where that cannot be, "
+        "say why.",
+    ),
+]
+RetryOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Of a run that is there, measure cases with a failed row anew.")
+]
+MixedOption = Annotated[
+    bool, typer.Option("--allow-mixed", help="Go on with a run that was begun by another commit of this code.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        envvar="RAY_ADDRESS",
+        help="Measure on the GPUs of a Ray cluster: its head, or auto.  [default: this machine's GPUs]",
+        show_default=False,
+    ),
+]
+ModelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--gpu-model",
+        metavar="MODEL",
+        help="Of the cluster's GPUs, those of this model, as Ray names it (A10G, H200, ...); repeatable: the suite is "
+        "run on each.  [default: the only one that is there]",
+    ),
+]
+ShardsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--shards",
+        metavar="N",
+        min=1,
+        help="On a cluster: deal the cases of a model to so many shards.  [default: one a free card]",
+        show_default=False,
     ),
 ]
 
@@ -167,16 +211,17 @@ def print_array(items: Iterable[str]) -> None:
     typer.echo(f"[\n{lines}\n]" if lines else "[]")
 
 
-def print_run(manifest: Manifest, conclusions: Conclusions, json: bool) -> None:
-    """Print a run: its pooled records as JSON, or the tables, notes and answer of them and of its calls."""
+def print_runs(runs: Sequence[tuple[Manifest, Conclusions, Sequence[Counters]]], json: bool) -> None:
+    """Print runs: their pooled records as one JSON array, or of each its tables, notes and answer."""
     from norm_fusion.report.rows import rows_of
 
-    rows = rows_of(conclusions, manifest)
+    made = [(manifest, rows_of(conclusions, manifest), counters) for manifest, conclusions, counters in runs]
     if json:
-        records = [record for row in rows for record in row.series.values()]
+        records = [record for _, rows, _ in made for row in rows for record in row.series.values()]
         print_array(record.model_dump_json(by_alias=True) for record in records)
         return
     from norm_fusion.report.sheet import PIPE_WIDTH
     from norm_fusion.report.table import show
 
-    show(console(PIPE_WIDTH), manifest, rows)
+    for manifest, rows, counters in made:
+        show(console(PIPE_WIDTH), manifest, rows, counters)

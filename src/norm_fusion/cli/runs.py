@@ -9,26 +9,45 @@ from typing import Annotated
 import typer
 
 from norm_fusion import backends
-from norm_fusion.cli.options import JsonOption, OutputOption, console, lab, print_array, print_run, usage
+from norm_fusion.cli.options import JsonOption, OutputOption, console, lab, print_array, print_runs, usage
 from norm_fusion.spec import SpecError
 
 
 @lab.command("suites")
-def _suites() -> None:
-    """List the suites: question, cases, options, profiles."""
+def _suites(
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON array of suites on stdout.")] = False,
+) -> None:
+    """List the suites: question, cases, optional parts, profiles, metrics."""
+    from dataclasses import asdict
+    from json import dumps
+
     from norm_fusion.runs import suites
 
-    for name in suites.names():
-        suite = suites.load(name)
-        typer.echo(f"{name}: {suite.question}\n")
+    with usage("norm-fusion suites"):
+        found = [suites.load(name) for name in suites.names()]
+    if json:
+        print_array(dumps(asdict(suite) | {"cases": [case.name for case in suite.cases]}) for suite in found)
+        return
+    for suite in found:
+        typer.echo(f"{suite.name}: {suite.question}\n")
         typer.echo(f"  {suite.project}, {suite.focus}. {' '.join(suite.why.split())}\n")
         for case in suite.cases:
-            typer.echo(f"  {case.name}")
-        for option, cases in suite.options.items():
-            typer.echo(f"  --include-{option}: {', '.join(case.name for case in cases)}")
+            typer.echo(f"  {case.name:32}{suite.summaries.get(case.name, '')}".rstrip())
+        for name, option in suite.options.items():
+            typer.echo(f"\n  --include-{name}: {option.summary}")
+            for case in option.cases:
+                typer.echo(f"    {case.name}")
+        if suite.profiled:
+            typer.echo(f"\n  --with-profiling: counters of all these, and of {', '.join(suite.profiled)}")
         typer.echo("")
         for profile in backends.select(suite.profiles, {case.op for case in suite.cases}):
             typer.echo(f"  {profile:24}{backends.BY_NAME[profile].summary}")
+        for group, metrics in suite.metrics.items():
+            typer.echo(
+                f"\n  {group}: {', '.join(metrics)}"
+                if group == next(iter(suite.metrics))
+                else f"  {group}: {', '.join(metrics)}"
+            )
 
 
 RunArgument = Annotated[str, typer.Argument(help="A run's id, or its folder.")]
@@ -36,6 +55,76 @@ RunArgument = Annotated[str, typer.Argument(help="A run's id, or its folder.")]
 
 LISTED = 12  # of what is not believed, or a gate refuses
 LEFT_OUT = "Exit codes: 0 all of it; 1 a file was left out, as it cannot be read or was changed; 2 bad usage."
+
+
+@lab.command("runs")
+def _runs(
+    output: OutputOption = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON array of runs on stdout.")] = False,
+) -> None:
+    """List the runs, the newest first: what was asked, where, and how far it is.
+
+    A run whose process ended suddenly is "interrupted" here: the command that it was made by, with its --run-id, goes
+    on with it.
+
+    \b
+    Examples:
+      norm-fusion runs
+      norm-fusion runs --output evidence
+      norm-fusion runs --json | jq -r '.[] | select(.state != "finished") | .run_id'
+    """
+    from dataclasses import asdict
+    from json import dumps
+
+    from norm_fusion.report.listing import show_runs
+    from norm_fusion.report.sheet import PIPE_WIDTH
+    from norm_fusion.runs.listing import listed
+
+    with usage("norm-fusion runs"):
+        found, unreadable = listed(output)
+        _name("norm-fusion runs", unreadable)
+        if json:
+            print_array(dumps(asdict(one)) for one in found)
+        elif found:
+            show_runs(console(PIPE_WIDTH), found)
+        else:
+            typer.echo(f"{output} holds no runs yet: make one with `norm-fusion run` or `benchmark-norms`", err=True)
+        raise typer.Exit(int(bool(unreadable)))
+
+
+@lab.command(
+    "verify",
+    epilog="Exit codes: 0 everything is as it was written; 1 something is not, or is missing; 2 bad usage.",
+)
+def _verify(run: RunArgument, output: OutputOption = Path("runs")) -> None:
+    """Check every file of a run against its hash, every record against its samples, every call against the records.
+
+    \b
+    Examples:
+      norm-fusion verify first
+      for run in evidence/h200-*; do norm-fusion verify $run; done
+    """
+    from norm_fusion.evidence.stored import rejudged
+    from norm_fusion.runs.files import StoreError
+    from norm_fusion.runs.store import RunStore
+    from norm_fusion.runs.verify import damaged
+
+    with usage("norm-fusion verify"):
+        store = RunStore.open(run, output)
+        odd, files = damaged(store)
+        _, records, left_out = rejudged(store, store.manifest())
+        odd += left_out
+        try:
+            store.conclusions()
+        except StoreError as error:
+            odd.append(str(error))
+        odd = list(dict.fromkeys(odd))
+        _name("norm-fusion verify", odd, "is not as it was written")
+        if odd:
+            raise typer.Exit(1)
+        typer.echo(
+            f"{run}: {files} files are as they were written, and {len(records)} records follow from their samples"
+        )
 
 
 @lab.command("show", epilog=LEFT_OUT)
@@ -57,8 +146,8 @@ def _show(run: RunArgument, output: OutputOption = Path("runs"), json: JsonOptio
         made, left_out = concluded(store, manifest)
         _name("norm-fusion show", left_out)
         if not made.pooled:
-            raise SpecError(f"run {run!r} has no records")
-        print_run(manifest, made, json)
+            raise SpecError(f"run {run!r} has no records: it is {manifest.state}{_why(manifest.notes)}")
+        print_runs([(manifest, made, list(store.counters()))], json)
         raise typer.Exit(int(bool(left_out)))
 
 
@@ -130,7 +219,8 @@ def _judge(
     from norm_fusion.records import Conclusions
     from norm_fusion.report import verdicts
     from norm_fusion.report.sheet import PIPE_WIDTH
-    from norm_fusion.runs.store import RunStore, StoreError
+    from norm_fusion.runs.files import StoreError
+    from norm_fusion.runs.store import RunStore
 
     with usage("norm-fusion judge"):
         store = RunStore.open(run, output)
@@ -241,6 +331,10 @@ def _compare(
         refused = found.refused(wanted) if wanted else []
         _name("norm-fusion compare", refused, "--fail-on")
         raise typer.Exit(int(bool(refused or left_out)))
+
+
+def _why(notes: Sequence[str]) -> str:
+    return f", {notes[-1]}" if notes else ""
 
 
 def _name(command: str, sentences: Sequence[str], why: str = "not believed") -> None:

@@ -6,8 +6,11 @@ from collections.abc import Collection, Iterable, Sequence
 
 from norm_fusion import backends
 from norm_fusion.engine.host import Fate
-from norm_fusion.records import Code, Measurement, Status
+from norm_fusion.records import Code, Measurement, Record, Status
 from norm_fusion.spec import CONTROL, Case
+
+# How a contestant fails that is not asked for again.
+ENDED_IT = (Code.CRASHED, Code.HUNG, Code.TIMER)
 
 
 class Absent:
@@ -17,6 +20,21 @@ class Absent:
         self.skip: tuple[tuple[str, str], ...] = ()
         self.known: dict[str, list[Measurement]] = {}  # by case
         self.untold: dict[str, list[Measurement]] = {}  # of them those that the attempt's records lack
+
+    def remember(self, records: Iterable[Record]) -> None:
+        """Who was left out before this run was interrupted is so now; its reason is with the records of then."""
+        for record in records:
+            if record.status.bad and record.code in ENDED_IT and (record.case, record.profile) not in self.skip:
+                loss = Measurement(
+                    case=record.case,
+                    profile=record.profile,
+                    status=record.status,
+                    code=record.code,
+                    reason=record.reason,
+                    control_of=record.control_of,
+                )
+                self.skip += ((loss.case, loss.profile),)
+                self.known.setdefault(loss.case, []).append(loss)
 
     def leave_out(self, losses: Iterable[Measurement]) -> None:
         """Go on without these."""

@@ -19,7 +19,7 @@ from norm_fusion import backends
 from norm_fusion.engine.processes import START_S, Fault, Verifier, Worker
 from norm_fusion.metrics import percentile
 from norm_fusion.records import Code, Event, Measurement, Series, Status
-from norm_fusion.runs.store import StoreError
+from norm_fusion.runs.files import StoreError
 from norm_fusion.spec import ROOF, Case, Shard, odd_kind
 
 # After a request to stop, a worker may still be inside a compiler: it gets this long before it is killed.

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from norm_fusion.evidence.verdicts import conclude
 from norm_fusion.records import Code, Conclusions, Manifest, Measurement, Record, Status
 from norm_fusion.runs.derive import records_of
-from norm_fusion.runs.store import LeftOut, RunStore, StoreError
+from norm_fusion.runs.files import StoreError
+from norm_fusion.runs.store import LeftOut, RunStore
 from norm_fusion.runs.verify import gaps, verified
 from norm_fusion.spec import Case, SpecError
 

@@ -74,7 +74,7 @@ def judge(pooled: Sequence[Record], records: Iterable[Record], manifest: Manifes
         if counted.get(key, 0) < 2:
             continue
         for claim in claims(rows, manifest):
-            call = _call(claim, rows, series, manifest, manifest.environment)
+            call = _call(claim, rows, series, manifest, _card_of(rows, manifest))
             made.setdefault(call.claim, []).append(call)
     attempts = standing(pooled)
 
@@ -98,12 +98,33 @@ def conclude(records: Iterable[Record], samples: Callable[[Record], Samples], ma
         return Conclusions(rule=RULE, pooled=[], calls=[])
     if manifest.environment is None:
         raise SpecError(f"run {manifest.run_id!r} does not say where it took place: it cannot be judged")
-    pooled = pool(singles, samples, manifest.environment)
+    pooled = []
+    for environment, mine in by_card(singles, manifest):
+        pooled += pool(mine, samples, environment)
     calls = judge(pooled, singles, manifest)
     labels: dict[SeriesKey, dict[str, str]] = {}
     for one in [*calls, *(earlier for call in calls for earlier in call.earlier)]:
         labels.setdefault((one.case, one.profile, one.timer, one.cache, one.attempt), {})[one.baseline] = one.label
     return Conclusions(rule=RULE, pooled=[_labelled(record, labels) for record in pooled], calls=calls)
+
+
+def by_card(records: Iterable[Record], manifest: Manifest) -> list[tuple[Environment, list[Record]]]:
+    """A run's records, by the card on which their case was measured: that of its first record."""
+    cards = {environment.fingerprint: environment for environment in manifest.environments}
+    card_of: dict[str, str] = {}
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        if record.case not in card_of:
+            environment = manifest.environment_of(record.fingerprint)
+            card_of[record.case] = environment.fingerprint if environment is not None else ""
+        found.setdefault(card_of[record.case], []).append(record)
+    return [(cards[name], mine) for name, mine in found.items() if name in cards]
+
+
+def _card_of(rows: Sequence[Record], manifest: Manifest) -> Environment:
+    found = manifest.environment_of(rows[0].fingerprint)
+    assert found is not None, "a run that is judged says where it took place"
+    return found
 
 
 def _labelled(record: Record, labels: Mapping[SeriesKey, Mapping[str, str]]) -> Record:

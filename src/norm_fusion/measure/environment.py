@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import tempfile
-from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from filelock import FileLock, Timeout
 
 import norm_fusion
 from norm_fusion.backends import CUTE, PEERS
-from norm_fusion.machine import Card, Host, cpu_name
+from norm_fusion.machine import Card, Host, code, cpu_name
 from norm_fusion.records import Conditions, Environment
 
 
@@ -73,8 +71,7 @@ def describe(device: torch.device) -> Environment:
         "triton": _version("triton"),
         "peers": {name: found for name in (*PEERS, *CUTE) if (found := _version(name))},
         "norm_fusion": norm_fusion.__version__,
-        "source": _source(),
-        **_commit(),
+        **code(),
     }
     if device.type == "cpu":
         return Environment(
@@ -137,32 +134,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _commit() -> dict[str, Any]:
-    """The checkout's commit and whether it is dirty; nothing for an installed package."""
-    root = Path(norm_fusion.__file__).parents[2]
-    if not (root / ".git").exists():
-        return {}
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": None if commit is None or status is None else bool(status)}
-
-
-def _source() -> str:
-    """Hash of this package's files: the same commit, edited between two processes, is another program."""
-    root = Path(norm_fusion.__file__).parent
-    read = sha256()
-    for path in sorted(root.rglob("*.py")):
-        read.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return read.hexdigest()[:16]
 
 
 def _cpu_cache_bytes() -> int:

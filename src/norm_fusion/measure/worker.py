@@ -19,19 +19,19 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
 from norm_fusion import backends
+from norm_fusion.machine import die_with_parent
 from norm_fusion.spec import CONTROL, EFFORTS, STANDBY, Shard
 
 if TYPE_CHECKING:
     from norm_fusion.measure.parent import Parent
 
-PR_SET_PDEATHSIG = 1
 BROKEN = 70  # exit code: the device does not work any more in this process
 
 
 def main() -> int:
     """Measure the shard on stdin; returns the exit code: 0 done, 2 refused, 70 broken."""
     out = _claim_stdout()
-    _die_with_parent()
+    die_with_parent()
     stopping = _stop_on_signal()
     answers = sys.stdin.buffer
 
@@ -143,12 +143,6 @@ def _claim_stdout() -> TextIO:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return channel
-
-
-def _die_with_parent() -> None:
-    """A measuring process without its parent would hold the device for nobody (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _stop_on_signal() -> list[int]:

@@ -34,7 +34,8 @@ from norm_fusion.report.notes import apart, controls, effort, happened, reruns, 
 from norm_fusion.report.panels import PANELS
 from norm_fusion.report.rows import Row, case_title, cases, duration, processes, rows_of, usual
 from norm_fusion.report.strips import strips
-from norm_fusion.runs.store import RunStore, StoreError, write_whole
+from norm_fusion.runs.files import StoreError, write_whole
+from norm_fusion.runs.store import RunStore
 
 STATIC_PX = 400  # width of a plot, its names and figures excepted, that a reader without JavaScript sees
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from norm_fusion.records import Environment, Label, Manifest, Status
+from norm_fusion.records import Counters, Environment, Label, Manifest, Status
 from norm_fusion.report.answer import answer
+from norm_fusion.report.counters import show_counters
 from norm_fusion.report.notes import notes, printable
 from norm_fusion.report.quotes import Quote, claims, quote
 from norm_fusion.report.rows import (
@@ -47,19 +48,23 @@ VERDICT = {
 NOISE_STYLE = {"good": "", "warn": "yellow", "rerun": "bold yellow"}
 
 
-def show(console: Console, manifest: Manifest, rows: Sequence[Row]) -> None:
+def show(console: Console, manifest: Manifest, rows: Sequence[Row], counters: Sequence[Counters] = ()) -> None:
     """Print a run."""
-    if manifest.environment is not None:
-        console.print(machine(manifest.environment), soft_wrap=True)
-    for sheet in (_calls_sheet(rows), _claims_sheet(rows), _rates_sheet(rows)):
+    for environment in manifest.environments:
+        console.print(machine(environment), soft_wrap=True)
+    sheets = (_calls_sheet(rows), _claims_sheet(rows), _rates_sheet(rows)) if rows else ()
+    for sheet in sheets:
         print_sheet(console, sheet)
+    show_counters(console, counters)
     console.print()
     for note in notes(manifest, rows):
         console.print(_with_labels(f"- {note}", ""), soft_wrap=True)
-    if manifest.state == "interrupted":
-        console.print("- Interrupted: what was measured until then is shown and kept.", style="yellow")
-    console.print()
-    console.print(_with_labels(printable(answer(rows)), "bold"))
+    if manifest.state in ("interrupted", "partial"):
+        said = f"- {manifest.state.capitalize()}: what was measured until then is shown and kept."
+        console.print(said, style="yellow")
+    if rows:
+        console.print()
+        console.print(_with_labels(printable(answer(rows)), "bold"))
 
 
 def machine(e: Environment) -> Text:

@@ -3,10 +3,14 @@
 manifest.json                     what was asked, where it ran, how it ended
 records/<case>[.a1].r0.json       the records of one case in one process: a list; `.a1` names an automatic rerun
 samples/<the same>.json.gz        their raw samples: a list
-SHA256SUMS                        of both, a line as each is written: `sha256sum -c SHA256SUMS` checks them too
+counters/<case>.<profile>.json    what hardware counters say of one profile of a case
+SHA256SUMS                        of these three, a line as each is written: `sha256sum -c SHA256SUMS` checks them too
 calls.json                        what a rule made of them; derived, and made again by `norm-fusion judge`
 conditions.jsonl                  clocks, heat, power and load while it ran, a reading a line
+events.jsonl                      what happened when: began, measured, done, lost, resumed, a line each
 worker.log                        what the measuring processes printed
+aside/N/                          what was measured and is no part of the run any more, with its own SHA256SUMS
+lock                              held while it is being measured
 
 Runs of schema 1 have a file for each record and one for its samples, and those before schema 3 no sums; all are read.
 """
@@ -15,7 +19,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 import secrets
 import zlib
@@ -25,14 +28,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from norm_fusion.records import SCHEMA, Conclusions, Conditions, Manifest, Record, Samples
-from norm_fusion.spec import CONTROL, ROOF, SpecError
-
-M = TypeVar("M", bound=BaseModel)
+from norm_fusion.records import SCHEMA, Conclusions, Conditions, Counters, Manifest, Record, Samples
+from norm_fusion.runs.files import StoreError, as_json, bytes_of, problem, read, records_in, write_whole
+from norm_fusion.spec import CONTROL, ROOF
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # Files of samples that stay unpacked: those of one case, in fifteen processes and three attempts.
@@ -41,12 +43,8 @@ SUMS = "SHA256SUMS"
 SUMMED = 3  # from this schema on
 LISTED = 8  # runs that are named where one is not there
 SAMPLES_FILE = re.compile(r"samples/[A-Za-z0-9_][A-Za-z0-9_.,:=-]{0,249}")
-SUM = re.compile(r"([0-9a-f]{64})  ((?:records|samples)/[A-Za-z0-9_.,:=-]{1,250})")
+SUM = re.compile(r"([0-9a-f]{64})  ((?:records|samples|counters)/[A-Za-z0-9_.,:=-]{1,250})")
 _LIST_OF_SAMPLES = TypeAdapter(list[Samples])
-
-
-class StoreError(SpecError):
-    """A run that cannot be made or read. The message says what was seen and what to do."""
 
 
 def now() -> str:
@@ -119,7 +117,7 @@ class RunStore:
             log.write(text)
 
     def write_manifest(self, manifest: Manifest) -> None:
-        write_whole(self.path / "manifest.json", _json(manifest))
+        write_whole(self.path / "manifest.json", as_json(manifest))
 
     def keep(
         self, case: str, attempt: int, replicate: int, made: Sequence[tuple[Record, Samples | None]]
@@ -130,7 +128,7 @@ class RunStore:
         """
         if not made:
             return []
-        name = f"{case}.a{attempt}.r{replicate}" if attempt else f"{case}.r{replicate}"
+        name = self.name_of(case, attempt, replicate)
         file = f"samples/{name}.json.gz"
         taken = [samples for _, samples in made if samples is not None]
         hashed = None
@@ -143,6 +141,43 @@ class RunStore:
         self._write_summed(f"records/{name}.json", f"[\n{rows}\n]\n".encode())
         return records
 
+    @staticmethod
+    def name_of(case: str, attempt: int, replicate: int) -> str:
+        """Of the files of one case in one process, without what follows the last dot."""
+        return f"{case}.a{attempt}.r{replicate}" if attempt else f"{case}.r{replicate}"
+
+    def has(self, case: str, attempt: int, replicate: int) -> bool:
+        """Are there records of this case in this process?"""
+        return (self.path / "records" / f"{self.name_of(case, attempt, replicate)}.json").exists()
+
+    def keep_counters(self, counters: Counters) -> Counters:
+        """Keep what counters say of a profile of a case; a second time replaces the first."""
+        (self.path / "counters").mkdir(exist_ok=True)
+        name = f"counters/{counters.case}.{counters.profile.replace(':', '-')}.json"
+        self._write_summed(name, as_json(counters))
+        return counters
+
+    def counters(self) -> Iterator[Counters]:
+        """All that is known from counters, by case and profile. A damaged file raises StoreError naming it."""
+        sums = self._sums()
+        for path in sorted((self.path / "counters").glob("*.json")):
+            self._check(path, sums, SCHEMA)
+            yield read(path, Counters)
+
+    def append_event(self, what: str, **more: Any) -> None:
+        """Add a line to events.jsonl: the moment, what happened, and what more there is to say of it."""
+        with (self.path / "events.jsonl").open("a") as file:
+            file.write(json.dumps({"at": now(), "event": what} | {k: v for k, v in more.items() if v != ""}) + "\n")
+
+    def sum_lines(self) -> list[str]:
+        """The lines of SHA256SUMS."""
+        path = self.path / SUMS
+        return path.read_text().splitlines() if path.is_file() else []
+
+    def write_sum_lines(self, lines: Iterable[str]) -> None:
+        """Replace them."""
+        write_whole(self.path / SUMS, "".join(f"{line}\n" for line in lines).encode())
+
     def _write_summed(self, file: str, data: bytes) -> str:
         """Write a file whole, then the line with its hash, which is returned."""
         write_whole(self.path / file, data)
@@ -153,9 +188,9 @@ class RunStore:
 
     def write_conclusions(self, conclusions: Conclusions) -> Conclusions:
         """Keep what a rule made of the records; returned as it is kept, with its digest."""
-        whole = Conclusions.model_validate_json(_json(conclusions))
+        whole = Conclusions.model_validate_json(as_json(conclusions))
         made = whole.model_copy(update={"digest": self._digest(whole)})
-        write_whole(self.path / "calls.json", _json(made))
+        write_whole(self.path / "calls.json", as_json(made))
         return made
 
     def append_conditions(self, readings: Iterable[Conditions]) -> None:
@@ -168,22 +203,22 @@ class RunStore:
             file.write(b"".join(reading.model_dump_json().encode() + b"\n" for reading in readings))
 
     def manifest(self) -> Manifest:
-        return _read(self.path / "manifest.json", Manifest)
+        return read(self.path / "manifest.json", Manifest)
 
     def records(self) -> Iterator[Record]:
         """All records, by name. A file that does not hold records of this schema raises StoreError naming it."""
-        for path in self._record_files():
-            yield from _records_in(path)
+        for path in self.record_files():
+            yield from records_in(path)
 
     def read(self) -> tuple[list[Record], list[LeftOut]]:
         """All records that can be read, and each file that cannot, or is not there."""
         records: list[Record] = []
         left_out: dict[str, LeftOut] = {}  # by the file's name
         sums, schema = self._sums(), self.manifest().schema_version
-        files = self._record_files()
+        files = self.record_files()
         for path in files:
             try:
-                found = _records_in(path)
+                found = records_in(path)
                 self._check(path, sums, schema)
                 if odd := {record.schema_version for record in found} - {schema}:
                     raise StoreError(f"{path} is of schema {max(odd)}, its run of {schema}: it is not the run's")
@@ -200,7 +235,7 @@ class RunStore:
         files = [Path(file) for file in sums]
         if schema > 1:
             files += (self.path / "samples").glob("*.json.gz")
-        return {file.name.removesuffix(".gz") for file in files}
+        return {file.name.removesuffix(".gz") for file in files if file.parent.name != "counters"}
 
     def _sums(self) -> dict[str, str] | None:
         """The hash of each file as it was written; None where the run is of before there were any."""
@@ -220,10 +255,10 @@ class RunStore:
             if schema >= SUMMED:
                 raise StoreError(f"{self.path / SUMS} is missing: nothing tells that {path.name} is as it was")
             return
-        told = sums.get(f"records/{path.name}")
+        told = sums.get(f"{path.parent.name}/{path.name}")
         if told is None:
             raise StoreError(f"{path} is not in {SUMS}: it was not written by the run")
-        if sha256(_bytes(path)).hexdigest() != told:
+        if sha256(bytes_of(path)).hexdigest() != told:
             raise StoreError(f"{path} was changed after it was written: its hash is not the one in {SUMS}")
 
     def samples(self, record: Record) -> Samples:
@@ -257,7 +292,7 @@ class RunStore:
         path = self.path / "calls.json"
         if not path.is_file():
             return None
-        made = _read(path, Conclusions)
+        made = read(path, Conclusions)
         if made.digest != self._digest(made):
             raise StoreError(f"{path} is not of this manifest and these records: one of them was changed since")
         return made
@@ -268,8 +303,8 @@ class RunStore:
             by_alias=True, indent=1, exclude_unset=True
         )
         read = sha256(f"{told}\n".encode())
-        for path in [self.path / "manifest.json", *self._record_files()]:
-            read.update(path.name.encode() + b"\0" + sha256(_bytes(path)).digest())
+        for path in [self.path / "manifest.json", *self.record_files()]:
+            read.update(path.name.encode() + b"\0" + sha256(bytes_of(path)).digest())
         return read.hexdigest()
 
     def conditions(self) -> Iterator[Conditions]:
@@ -282,13 +317,14 @@ class RunStore:
             except ValidationError as error:
                 raise StoreError(f"{path} line {number} is not a reading of conditions: {problem(error)}") from None
 
-    def _record_files(self) -> list[Path]:
+    def record_files(self) -> list[Path]:
+        """The files of records, by name."""
         return sorted((self.path / "records").glob("*.json"))
 
     def _unpack(self, path: Path, record: Record) -> None:
         if not path.exists():
             raise StoreError(f"{path} is missing: the samples of {record.key} belong there, bring them back")
-        data = _bytes(path)
+        data = bytes_of(path)
         if sha256(data).hexdigest() != record.samples_sha256:
             raise StoreError(f"{path} was changed after it was written: its hash is not its record's")
         try:
@@ -324,63 +360,3 @@ def checked_run_id(run_id: str) -> str:
             f"run id {run_id!r} must be 1 to 100 letters, digits, '.', '_' or '-', first a letter or digit"
         )
     return run_id
-
-
-def _json(model: BaseModel) -> bytes:
-    return (model.model_dump_json(by_alias=True, indent=1) + "\n").encode()
-
-
-def _records_in(path: Path) -> list[Record]:
-    """The records of a file: a list of them, or, of schema 1, a single one."""
-    data = _load(path, "record")
-    if data == []:
-        raise StoreError(f"{path} is not a readable record: it holds none")
-    return [_validated(path, item, Record) for item in (data if isinstance(data, list) else [data])]
-
-
-def _read(path: Path, model: type[M]) -> M:
-    return _validated(path, _load(path, model.__name__.lower()), model)
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _load(path: Path, what: str) -> Any:
-    try:
-        return json.loads(_bytes(path))
-    except (ValueError, RecursionError) as error:  # cut, not UTF-8, a number of 5,000 digits, brackets without end
-        raise StoreError(f"{path} is not a readable {what}: {problem(error)}") from None
-
-
-def _validated(path: Path, data: object, model: type[M]) -> M:
-    schema = data.get("schema_version") if isinstance(data, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise StoreError(f"{path} has schema {schema}, this version reads up to {SCHEMA}: update")
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise StoreError(f"{path} is not a readable {model.__name__.lower()}: {problem(error)}") from None
-
-
-def problem(error: Exception) -> str:
-    """The first line of what an error says; pydantic's second names the field."""
-    lines = str(error).splitlines()
-    return ": ".join(line.strip() for line in lines[: 2 if isinstance(error, ValidationError) else 1])
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write whole or not at all: a temporary neighbour, flushed to disk, renamed over the name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        error.filename, error.filename2 = str(path), None  # what was asked for, not the neighbour
-        raise

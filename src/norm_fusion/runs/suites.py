@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
-from norm_fusion.spec import Case, SpecError, Suite
+from norm_fusion.spec import Case, Option, SpecError, Suite, profiled
+
+T = TypeVar("T")
 
 # A checkout's own suites, then those that came with an installed package.
 FOLDERS = (Path(__file__).parents[3] / "suites", Path(__file__).parents[1] / "data" / "suites")
 TEXTS = ("title", "question", "why", "project", "focus")
+KEYS = (*TEXTS, "profiles", "cases", "options", "metrics", "profiling")
+# Of an optional part: what follows --include-.
+OPTION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 def names() -> list[str]:
@@ -22,46 +30,94 @@ def load(name: str) -> Suite:
     """The suite of that name, or of that TOML file.
 
     Raises:
-        SpecError: there is none, or the file is wrong; says which file and key.
+        SpecError: there is none, or the file is wrong; says which file, line and key.
     """
     candidates = [Path(name)] if name.endswith(".toml") else [folder / f"{name}.toml" for folder in FOLDERS]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise SpecError(f"there is no suite {name!r}: choose from {', '.join(names())}, or give a .toml file")
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} is not TOML: {error}") from None
-    return _suite(path, data)
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}") from None
+    return _File(path, text).suite(data)
 
 
-def _suite(path: Path, data: dict[str, Any]) -> Suite:
-    allowed = {*TEXTS, "profiles", "cases", "options"}
-    for key in sorted(data.keys() - allowed):
-        raise SpecError(f"{path}: key {key!r} is unknown: allowed are {', '.join(sorted(allowed))}")
-    for key in TEXTS:
-        if not isinstance(data.get(key), str):
-            raise SpecError(f"{path}: key {key!r} must be a text")
-    options = data.get("options", {})
-    if not isinstance(options, dict):
-        raise SpecError(f"{path}: key 'options' must be a table of lists of cases")
-    return Suite(
-        name=path.stem,
-        **{key: data[key].strip() for key in TEXTS},
-        cases=_cases(path, "cases", data.get("cases")),
-        profiles=tuple(_strings(path, "profiles", data.get("profiles"))),
-        options={name: _cases(path, f"options.{name}", value) for name, value in options.items()},
-    )
+@dataclass(frozen=True)
+class _File:
+    """A suite's file, and how what is wrong with it is told."""
 
+    path: Path
+    text: str
 
-def _cases(path: Path, key: str, value: object) -> tuple[Case, ...]:
-    try:
-        return tuple(Case.parse(name) for name in _strings(path, key, value))
-    except SpecError as error:
-        raise SpecError(f"{path}: key {key!r}: {error}") from None
+    def suite(self, data: dict[str, Any]) -> Suite:
+        for key in sorted(data.keys() - set(KEYS)):
+            self.wrong(key, f"is unknown: allowed are {', '.join(sorted(KEYS))}")
+        for key in TEXTS:
+            if not isinstance(data.get(key), str) or not data[key].strip():
+                self.wrong(key, "must be a text")
+        cases = data.get("cases")
+        summaries = {}
+        for name, said in cases.items() if isinstance(cases, dict) else ():
+            if not isinstance(said, str) or not said.strip():
+                self.wrong("cases", f"must say in words what {name} is", at=name)
+            summaries[name] = " ".join(said.split())
+        return Suite(
+            name=self.path.stem,
+            **{key: data[key].strip() for key in TEXTS},
+            cases=self.each("cases", list(summaries) or cases, Case.parse),
+            profiles=self.each("profiles", data.get("profiles"), str),
+            options={name: self.option(name, value) for name, value in self.table("options", data).items()},
+            summaries=summaries,
+            metrics={name: self.each(f"metrics.{name}", v, str) for name, v in self.table("metrics", data).items()},
+            profiled=self.profiling(data),
+        )
 
+    def option(self, name: str, value: object) -> Option:
+        key = f"options.{name}"
+        if OPTION.fullmatch(name) is None:
+            self.wrong(key, "must be lower-case words, digits and hyphens: it becomes --include-NAME", at=name)
+        if not isinstance(value, dict) or value.keys() != {"summary", "cases"} or not isinstance(value["summary"], str):
+            self.wrong(key, "must be a table with a summary and cases", at=name)
+        return Option(
+            " ".join(value["summary"].split()), self.each(f"{key}.cases", value["cases"], Case.parse, at=name)
+        )
 
-def _strings(path: Path, key: str, value: object) -> list[str]:
-    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        raise SpecError(f"{path}: key {key!r} must be a list of one or more texts")
-    return value
+    def profiling(self, data: dict[str, Any]) -> tuple[str, ...]:
+        table = self.table("profiling", data)
+        for key in sorted(table.keys() - {"cases"}):
+            self.wrong(f"profiling.{key}", "is unknown: allowed is cases", at=key)
+        return tuple(one.name for one in self.each("profiling.cases", table["cases"], profiled)) if table else ()
+
+    def table(self, key: str, data: dict[str, Any]) -> dict[str, Any]:
+        value = data.get(key, {})
+        if not isinstance(value, dict):
+            self.wrong(key, "must be a table")
+        return value
+
+    def each(self, key: str, value: object, read: Callable[[str], T], at: str | None = None) -> tuple[T, ...]:
+        """A list of one or more texts, each read as what it stands for."""
+        if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+            self.wrong(key, "must be a list of one or more texts", at=at)
+        found = []
+        for item in value:
+            try:
+                found.append(read(item))
+            except SpecError as error:
+                self.wrong(key, f": {error}", at=item)
+        if len(set(found)) < len(found):
+            twice = next(item for item in value if value.count(item) > 1)
+            self.wrong(key, f"names {twice!r} twice", at=twice)
+        return tuple(found)
+
+    def wrong(self, key: str, said: str, at: str | None = None) -> NoReturn:
+        """Raise SpecError with file, line and key; `at`: the words that stand in the line, where it is not the key."""
+        last = key.rpartition(".")[2]
+        word = re.escape(at if at is not None else last)
+        pattern = rf"""^(?!\s*#).*(?<![\w-]){word}(?![\w-])""" if at else rf"""^\s*\[?"?{word}"?\s*[=\].]"""
+        lines = [number for number, line in enumerate(self.text.splitlines(), start=1) if re.search(pattern, line)]
+        where = f"{self.path}, line {lines[0]}" if lines else f"{self.path}"
+        raise SpecError(f"{where}: key {key!r}{'' if said.startswith(':') else ' '}{said}")

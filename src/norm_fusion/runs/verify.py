@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from hashlib import sha256
 
 from norm_fusion.records import Manifest, Record
 from norm_fusion.runs import derive
-from norm_fusion.runs.store import LeftOut, RunStore, StoreError, problem
+from norm_fusion.runs.files import StoreError, bytes_of, problem
+from norm_fusion.runs.store import SUMS, LeftOut, RunStore
 
 # Not figures: where samples lie, and by what code a record was written.
 _OF_THE_FILE = {"schema_version", "samples_file", "samples_sha256"}
 _ADDED = {2: {"probe_ms"}}  # by schema: what it had not yet
+
+
+def damaged(store: RunStore) -> tuple[list[str], int]:
+    """A sentence for each file that is not what its line in SHA256SUMS says, or is not there; and how many are told."""
+    told = {file: hashed for line in store.sum_lines() for hashed, _, file in [line.partition("  ")]}
+    odd = []
+    for file, hashed in told.items():
+        path = store.path / file
+        if not path.is_file():
+            odd.append(f"{path} is missing")
+        elif sha256(bytes_of(path)).hexdigest() != hashed:
+            odd.append(f"{path} was changed after it was written: its hash is not the one in {SUMS}")
+    return odd, len(told)
 
 
 def verified(store: RunStore, records: Iterable[Record]) -> tuple[list[Record], list[LeftOut]]:

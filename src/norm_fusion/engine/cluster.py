@@ -1,0 +1,387 @@
+"""A Ray cluster's cards: each shard is a task that has a whole GPU, and streams back what it tells. No torch.
+
+A task is never retried by Ray: what it told is kept here, and only the rest is submitted again, where there is a card.
+A shard that falls silent is given up after a while that does not count queueing; a model of GPU that no node has is
+told at once, and never waited for.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import norm_fusion
+from norm_fusion import machine
+from norm_fusion.engine import messages as m
+from norm_fusion.engine.cards import Job, Take, split, task_of
+from norm_fusion.records import Manifest, first_line
+from norm_fusion.runs.plan import Plan, dealt
+from norm_fusion.spec import SpecError
+
+# Ray finds that a node is gone by what this says; without it, a silent one was missed for seven minutes.
+KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "5000", "RAY_grpc_client_keepalive_timeout_ms": "5000"}
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+TYPE = "accelerator_type:"  # how Ray names the resource that a node has for its model of GPU
+
+REACH_S = 5.0  # to answer at all
+JOIN_S = 30.0  # to let us join
+LOOK_S = 1.0  # how often we look up
+NODES_S = 5.0  # how often we ask which nodes there are
+SILENT_S = 30.0  # a shard that began and tells nothing, not even that it is there, is given up
+HEADLESS_S = 15.0  # a head that does not answer for so long is gone
+TRIES = 3  # of a shard whose node is lost, or falls silent
+
+
+@dataclass
+class _Shard:
+    """A shard on the cluster: what is left of it, and what it told."""
+
+    number: int
+    task: m.Task
+    take: Take
+    tries: int = 0
+    stream: Any = None  # of Ray: refs to what the task yields
+    where: str = ""
+    heard_s: float = 0.0
+    began: bool = False
+    over: bool = False  # told to its end
+    made: list[m.Made] = field(default_factory=list)
+    environment: Any = None
+
+    def rest(self) -> m.Task:
+        """The task without the cases that are done, with what was measured of the others."""
+        done = set(self.task.manifest.done)
+        cases = [case for case in self.task.plan.cases if case.name not in done]
+        names = {case.name for case in cases}
+        earlier = [one for one in self.made if one[0].case in names]
+        plan = self.task.plan.of(cases, self.task.plan.profiled)
+        update = {"plan": plan, "earlier": earlier, "environment": self.environment}
+        return self.task.model_copy(update=update)
+
+    def note(self, message: m.Message) -> None:
+        """What a message leaves behind for the next try."""
+        match message:
+            case m.Began():
+                self.environment = message.environment
+            case m.Anew():
+                self.made = [one for one in self.made if one[0].case not in message.cases]
+            case m.Measured() if not message.cut:
+                self.made += message.made
+            case m.Done():
+                done = [*self.task.manifest.done, *message.cases]
+                manifest = self.task.manifest.model_copy(update={"done": done})
+                self.task = self.task.model_copy(update={"manifest": manifest})
+            case m.Counted():
+                cell = (message.counters.case, message.counters.profile)
+                plan = self.task.plan
+                left = plan.of(plan.cases, [one for one in plan.profiled if one != cell])
+                self.task = self.task.model_copy(update={"plan": left})
+            case m.Finished():
+                self.over = True
+
+
+def connected(address: str, shards: int | None) -> Cluster:
+    """The cluster at that address, joined.
+
+    Raises:
+        SpecError: it cannot be reached, refuses us, or runs another Ray or Python.
+    """
+    try:
+        os.environ.update({name: os.environ.get(name, value) for name, value in KEEPALIVE.items()})
+        _checked(address)
+        import ray
+
+        logging.getLogger("ray").setLevel(logging.ERROR)
+    except ModuleNotFoundError as missing:
+        raise SpecError(f"a cluster needs {missing.name}: install norm-fusion[cluster]") from None
+    failed = _joined(ray, address)
+    if failed is not None:
+        raise SpecError(_refusal(address, failed))
+    return Cluster(ray, address, shards)
+
+
+def _joined(ray: Any, address: str) -> Exception | None:
+    """Join, or say why not. Ray tries for minutes where nobody of its kind answers: in a thread that can be left."""
+    found: list[Exception | None] = []
+
+    def join() -> None:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+            found.append(None)
+        except Exception as error:  # noqa: BLE001 - Ray raises what its layers do
+            found.append(error)
+
+    joining = threading.Thread(target=join, daemon=True)
+    joining.start()
+    joining.join(JOIN_S)
+    return found[0] if found else TimeoutError(f"no answer of a Ray head within {JOIN_S:.0f} s")
+
+
+def _checked(address: str) -> None:
+    """Can it be reached, and is it ours alone?"""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise SpecError(f"--address {address!r} is not HOST:PORT: write it like 10.0.0.4:6379, or auto")
+    if host in LOOPBACK:
+        # A plain ray.init() would write a token, and turn authentication on for every later head of this machine.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # And Ray puts this machine's outer address in the place of loopback, where a head on loopback does not listen,
+        # but where clusters are switched off by this, whose name is of where they are so from the start.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    elif os.environ.get("RAY_AUTH_MODE") != "token":
+        raise SpecError(
+            f"the cluster at {address} is not on this machine: join it with a token, RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH=FILE, as its nodes were started with (see cluster/README.md)"
+        )
+    if (problem := _unreachable(host, int(port))) is not None:
+        raise SpecError(f"the cluster at {address} cannot be reached: {problem}; is its head up, is the port open?")
+
+
+def _unreachable(host: str, port: int) -> str | None:
+    try:
+        with socket.create_connection((host, port), timeout=REACH_S):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _refusal(address: str, error: Exception) -> str:
+    text = str(error)
+    if "ersion mismatch" in text:
+        lines = " ".join(text.split())
+        return f"the cluster at {address} runs another Ray or Python than this: {lines[:300]}; install the same on both"
+    if any(word in text.lower() for word in ("token", "unauthenticated", "authentication")):
+        return (
+            f"the cluster at {address} refuses us: {first_line(error)}; set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN_PATH to the file with the token that its nodes were started with"
+        )
+    return f"the cluster at {address} cannot be joined: {first_line(error)}"
+
+
+class Cluster:
+    """A crew of the cards of a Ray cluster. `shards`: how many a model's cases are dealt to; else one a card."""
+
+    def __init__(self, ray: Any, address: str, shards: int | None) -> None:
+        self.ray, self.address, self.shards = ray, address, shards
+        self.stopped = False
+        self.archive, self.name = packed()
+        self.settings = {machine.COMMIT: _commit()}
+
+    def tasks(self, plan: Plan, manifest: Manifest, earlier: Sequence[m.Made]) -> list[m.Task]:
+        try:
+            model = self._model(plan, manifest)
+        except SpecError:
+            self._leave()
+            raise
+        cards = self._cards(model)
+        shares = dealt(plan.cases, self.shards or max(1, cards)) if plan.cases else [()]
+        device = "cpu" if plan.shard.device == "cpu" else "cuda"
+        return [
+            task_of(part.of(part.cases, part.profiled, device), manifest, earlier).model_copy(update={"model": model})
+            for part in split(plan, shares)
+        ]
+
+    def work(self, jobs: Sequence[Job]) -> None:
+        archive = self.ray.put(self.archive)
+        shards = [_Shard(number, task, take) for number, (task, take) in enumerate(jobs)]
+        looked_s = head_s = time.monotonic()
+        try:
+            blocked = self._blocked(shards)
+            going = [shard for shard in shards if shard not in blocked]
+            for shard in going:
+                self._submit(shard, archive)
+            while going and not self.stopped:
+                self._hear(going)
+                now = time.monotonic()
+                for shard in [shard for shard in going if self._lost(shard, now)]:
+                    self._again(shard, archive)
+                if now - looked_s > NODES_S:
+                    looked_s = now
+                    head_s = now if self._head_there() else head_s
+                    if now - head_s > HEADLESS_S:
+                        self._headless(going)
+                        return
+                    if head_s == now:
+                        blocked = self._blocked([shard for shard in going if not shard.began])
+                        going = [shard for shard in going if shard not in blocked]
+                going = [shard for shard in going if shard.stream is not None]
+            for shard in going:
+                self._cancel(shard)
+        finally:
+            self._leave()
+
+    def stop(self, number: int) -> None:
+        """What was told is kept: nothing is waited for."""
+        self.stopped = True
+
+    # What a shard is and how it fares
+
+    def _submit(self, shard: _Shard, archive: Any) -> None:
+        from norm_fusion.engine import remote
+
+        cpickle = self.ray.cloudpickle
+        cpickle.register_pickle_by_value(remote)
+        try:
+            task, model = shard.rest(), shard.task.model
+            wanted: dict[str, Any] = {"num_cpus": 1, "max_retries": 0}
+            if model is not None:
+                wanted |= {"num_gpus": 1, "resources": {f"{TYPE}{model}": 0.001}}
+            function = self.ray.remote(remote.shard).options(num_returns="streaming", **wanted)
+            line = task.model_dump_json(by_alias=True).encode()
+            shard.stream = function.remote(line, archive, self.name, self.settings)
+        finally:
+            cpickle.unregister_pickle_by_value(remote)
+        shard.tries += 1
+        shard.began = False
+        shard.heard_s = time.monotonic()
+
+    def _hear(self, shards: Sequence[_Shard]) -> None:
+        """Take what has arrived; waits a moment where nothing has."""
+        by_stream = {shard.stream: shard for shard in shards if shard.stream is not None}
+        ready, _ = self.ray.wait(list(by_stream), num_returns=len(by_stream), timeout=LOOK_S, fetch_local=False)
+        for stream in ready:
+            shard = by_stream[stream]
+            try:
+                line = self.ray.get(next(stream), timeout=REACH_S * 12)
+            except StopIteration:
+                shard.stream = None
+                if not shard.over:
+                    shard.heard_s = 0.0  # lost
+            except (self.ray.exceptions.RayError, ConnectionError) as error:
+                self._tell(shard, m.Note(text=f"lost: {_kind(error)}"))
+                shard.stream, shard.heard_s = None, 0.0
+            else:
+                self._follow(shard, line)
+
+    def _follow(self, shard: _Shard, line: bytes) -> None:
+        shard.heard_s = time.monotonic()
+        event = json.loads(line[:65536]) if line.startswith((b'{"kind": "started"', b'{"kind": "gone"')) else None
+        if event is None:
+            message = m.read(line)
+            shard.note(message)
+            self._tell(shard, message)
+        elif event["kind"] == "started":
+            shard.began, shard.where = True, str(event["where"])
+        elif event["code"] != 0:
+            words = str(event["words"]).splitlines()
+            self._tell(shard, m.Note(text=f"its process ended with code {event['code']}: {words[-1] if words else ''}"))
+
+    def _tell(self, shard: _Shard, message: m.Message) -> None:
+        shard.take(shard.where or f"shard {shard.number + 1}", message)
+
+    def _lost(self, shard: _Shard, now: float) -> bool:
+        """Did it end early, or fall silent after it began?"""
+        if shard.over:
+            return False
+        if shard.stream is None:
+            return True
+        return shard.began and now - shard.heard_s > SILENT_S
+
+    def _again(self, shard: _Shard, archive: Any) -> None:
+        silent = shard.stream is not None
+        self._cancel(shard)
+        what = f"fell silent for {SILENT_S:.0f} s" if silent else "ended early"
+        names = ", ".join(case.name for case in shard.rest().plan.cases) or "its counters"
+        if shard.tries >= TRIES:
+            said = f"the shard of {names} {what} at try {shard.tries}, and is given up: the same run id goes on"
+            self._tell(shard, m.Note(text=said))
+            shard.stream, shard.over = None, True
+            return
+        self._tell(shard, m.Note(text=f"the shard of {names} {what}, and is submitted again"))
+        self._submit(shard, archive)
+
+    def _cancel(self, shard: _Shard) -> None:
+        if shard.stream is not None:
+            stream, shard.stream = shard.stream, None
+            self.ray.cancel(stream, force=True)
+
+    # The cluster
+
+    def _models(self) -> dict[str, int]:
+        """The cards of the nodes that are alive, by model."""
+        found: dict[str, int] = {}
+        for node in self.ray.nodes():
+            resources = node["Resources"] if node["Alive"] else {}
+            for name in resources:
+                if name.startswith(TYPE) and resources.get("GPU"):
+                    model = name.removeprefix(TYPE)
+                    found[model] = found.get(model, 0) + int(resources["GPU"])
+        return found
+
+    def _model(self, plan: Plan, manifest: Manifest) -> str | None:
+        """The model of GPU that is meant: the one asked for, or the only one; None where CPUs are."""
+        if manifest.model is not None:
+            return manifest.model
+        if plan.shard.device == "cpu":
+            return None
+        there = self._models()
+        if len(there) != 1:
+            has = (
+                f"has {_listed(there)}: choose with --gpu-model" if there else "has no GPU: --device cpu uses its CPUs"
+            )
+            raise SpecError(f"the cluster at {self.address} {has}")
+        return next(iter(there))
+
+    def _cards(self, model: str | None) -> int:
+        if model is not None:
+            return self._models().get(model, 0)
+        return sum(1 for node in self.ray.nodes() if node["Alive"])
+
+    def _blocked(self, shards: Iterable[_Shard]) -> list[_Shard]:
+        """Those whose model no node has: told, and not waited for."""
+        there = self._models()
+        found = [shard for shard in shards if shard.task.model is not None and shard.task.model not in there]
+        for shard in found:
+            self._cancel(shard)
+            reason = f"blocked: no node with a GPU of model {shard.task.model}; the cluster has {_listed(there)}"
+            shard.take("", m.Blocked(reason=reason))
+        return found
+
+    def _head_there(self) -> bool:
+        host, _, port = self.ray.get_runtime_context().gcs_address.rpartition(":")
+        return _unreachable(host, int(port)) is None
+
+    def _headless(self, shards: Sequence[_Shard]) -> None:
+        for shard in shards:
+            self._tell(shard, m.Note(text=f"the cluster's head does not answer for {HEADLESS_S:.0f} s: given up"))
+
+    def _leave(self) -> None:
+        self.ray.shutdown()
+
+
+def packed() -> tuple[bytes, str]:
+    """This package's code, zipped, and a name that tells it from any other."""
+    root = Path(norm_fusion.__file__).parent
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(root.rglob("*.py")):
+            archive.write(path, Path("norm_fusion") / path.relative_to(root))
+    return made.getvalue(), str(machine.code()["source"])
+
+
+def _commit() -> str:
+    """What our code on a node says of where it came from."""
+    code = machine.code()
+    return f"{code.get('commit') or ''}{'+' if code.get('dirty') else ''}"
+
+
+def _listed(models: dict[str, int]) -> str:
+    return ", ".join(f"{model} ({count})" for model, count in sorted(models.items())) or "no GPU"
+
+
+def _kind(error: Exception) -> str:
+    """What was lost: of an error in the task itself, that error; of Ray's own, their names say it."""
+    cause = getattr(error, "cause", None)
+    return first_line(cause) if isinstance(cause, Exception) else type(error).__name__

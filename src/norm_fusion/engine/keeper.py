@@ -1,0 +1,188 @@
+"""Keeps a run: what its shards tell becomes files, at once, and at the end conclusions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from norm_fusion import backends
+from norm_fusion.engine import messages as m
+from norm_fusion.evidence import verdicts
+from norm_fusion.evidence.cards import disagreement
+from norm_fusion.records import Conclusions, Counters, Manifest, Record, Status
+from norm_fusion.runs import aside
+from norm_fusion.runs.store import RunStore, now
+from norm_fusion.spec import SpecError
+
+# Told of everything that happens: on which card, and what. Records come as they were kept.
+Listener = Callable[[str, m.Message], None]
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    records: list[Record] = field(default_factory=list)
+    counters: list[Counters] = field(default_factory=list)
+    conclusions: Conclusions | None = None
+    manifest: Manifest | None = None
+    interrupted: int | None = None  # the signal that ended it early
+    kept: bool = False  # is there a folder?
+    problem: str | None = None  # why it could not be kept to the end
+
+    @property
+    def exit_code(self) -> int:
+        """0: all rows ok or unavailable; 1: a row is wrong or failed, a user's not there, or not all of it kept; 3: not
+        all of it measured, the same run id goes on with it; 128 + signal: interrupted.
+        """
+        if self.interrupted is not None:
+            return 128 + self.interrupted
+        if (self.kept and self.problem is not None) or any(_bad(record) for record in self.records):
+            return 1
+        return 0 if self.manifest is None or self.manifest.whole else 3
+
+
+def _bad(record: Record) -> bool:
+    absent = record.status is Status.UNAVAILABLE and backends.is_users(record.profile)
+    return record.status.bad or absent
+
+
+class Keeper:
+    """A run's folder, its manifest, and what is in it so far."""
+
+    def __init__(self, manifest: Manifest, create: Callable[[], RunStore], listener: Listener) -> None:
+        self.manifest, self.create, self.listener = manifest, create, listener
+        self.store: RunStore | None = None
+        self.outcome = Outcome()
+
+    def take(self, where: str, message: m.Message) -> None:
+        """Keep what a shard told; `where` names its card, and is empty where there is one alone."""
+        match message:
+            case m.Began():
+                self._begin(where, message)
+            case m.Measured():
+                message = self._measured(where, message)
+            case m.Counted():
+                self.outcome.counters.append(self._stored.keep_counters(message.counters))
+            case m.Processes() if message.count > self.manifest.processes:
+                self._update(processes=message.count)
+            case m.After():
+                self._update(after=message.conditions)
+            case m.Readings():
+                self._stored.append_conditions(message.readings)
+            case m.Log():
+                self._stored.append_log(message.text)
+            case m.Note():
+                self.note(f"{where}: {message.text}" if where else message.text)
+            case m.Anew():
+                self._anew(where, message)
+            case m.Refused():
+                self._refused(where, message)
+            case m.Blocked():
+                self.open()
+                self.note(message.reason)
+                self.event("blocked", reason=message.reason)
+            case m.Done():
+                self._update(
+                    done=[name for name in self.manifest.cases if name in {*self.manifest.done, *message.cases}]
+                )
+                self.event("done", where=where, cases=message.cases)
+        self.listener(where, message)
+
+    def note(self, text: str) -> None:
+        if text not in self.manifest.notes:
+            self._update(notes=[*self.manifest.notes, text])
+
+    def event(self, what: str, **more: Any) -> None:
+        """Add a line to the run's event log, once there is a folder."""
+        if self.store is not None:
+            self.store.append_event(what, **more)
+
+    def open(self) -> None:
+        """Make the folder, or take the one that is there."""
+        if self.store is None:
+            self.store = self.create()
+            self.outcome.kept = True
+            self.store.write_manifest(self.manifest)
+            self.outcome.records = list(self.store.records())
+            self.outcome.counters = list(self.store.counters())
+
+    def failed(self, error: OSError) -> None:
+        """It cannot be kept: what is in memory is all that there will be."""
+        self.outcome.problem = f"the run could not be kept to its end: {error.strerror or error}"
+
+    def finish(self) -> None:
+        """Say how it ended, and what follows from it."""
+        try:
+            if self.store is None:
+                self._update(state="interrupted" if self.outcome.interrupted is not None else "blocked")
+            elif self.outcome.problem is None:
+                self._finish(self.store)
+        except OSError as error:
+            self.failed(error)
+        self.outcome.manifest = self.manifest
+
+    def _finish(self, store: RunStore) -> None:
+        state = "interrupted" if self.outcome.interrupted is not None else self._state()
+        for said in disagreement(self.outcome.records, self.manifest):
+            self.note(said)
+        self._update(state=state, finished_at=now())
+        self.event(state)
+        self.outcome.conclusions = verdicts.conclude(self.outcome.records, store.samples, self.manifest)
+        self.outcome.conclusions = store.write_conclusions(self.outcome.conclusions)
+
+    def _state(self) -> str:
+        if self.manifest.whole:
+            return "finished"
+        return "partial" if self.outcome.records else "blocked"
+
+    @property
+    def _stored(self) -> RunStore:
+        assert self.store is not None, "nothing is kept before a shard began"
+        return self.store
+
+    def _begin(self, where: str, message: m.Began) -> None:
+        self.open()
+        found, known = message.environment, self.manifest.environments
+        if not known:
+            self._update(environment=found, before=message.before)
+        elif found not in known:
+            self._update(further=[*self.manifest.further, found])
+        self.event("began", where=where, device=found.device_name, uuid=found.device_uuid, commit=found.commit)
+
+    def _measured(self, where: str, message: m.Measured) -> m.Measured:
+        """At least once: what is there already stays, and the other is logged."""
+        case, attempt, replicate = message.case, message.attempt, message.replicate
+        told = {"where": where, "case": case, "attempt": attempt, "process": replicate + 1}
+        if self._stored.has(case, attempt, replicate):
+            self.event("twice", **told)
+            return message.model_copy(update={"made": []})
+        kept = self._stored.keep(case, attempt, replicate, message.made)
+        self.outcome.records += kept
+        self.event("measured", **told, rows=len(kept), cut=message.cut)
+        if message.cut and kept:
+            self._update(cut=[*self.manifest.cut, self._stored.name_of(case, attempt, replicate)])
+        return message.model_copy(update={"made": [(record, None) for record in kept]})
+
+    def _anew(self, where: str, message: m.Anew) -> None:
+        gone = set(aside.set_aside(self._stored, lambda record: record.case in message.cases))
+        self.outcome.records = [r for r in self.outcome.records if r.key not in gone]
+        said = f"{len(message.cases)} case(s) measured anew, after {message.reason}"
+        self.note(f"{said}: what there was of them lies in aside/")
+        self.event("anew", where=where, cases=message.cases, reason=message.reason)
+
+    def _refused(self, where: str, message: m.Refused) -> None:
+        """Here it is the user's to mend, if nothing was measured yet; elsewhere the run goes on without this shard."""
+        if self.store is None and not where:
+            raise SpecError(message.message)
+        if self.store is None:
+            self.outcome.problem = message.message
+            return
+        self.note(f"{where}: {message.message}" if where else message.message)
+        self.event("refused", where=where, message=message.message)
+
+    def _update(self, **changes: Any) -> None:
+        self.manifest = self.manifest.model_copy(update=changes)
+        if self.store is not None:
+            self.store.write_manifest(self.manifest)

@@ -1,0 +1,47 @@
+"""A list of runs, as a terminal shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from rich.console import Console
+
+from norm_fusion.report.notes import printable
+from norm_fusion.report.sheet import NOTHING, Cell, Column, Group, Line, Sheet, print_sheet
+from norm_fusion.runs.listing import Listed
+
+STYLE = {"finished": "", "running": "cyan", "interrupted": "yellow", "partial": "yellow", "blocked": "red"}
+
+
+def show_runs(console: Console, runs: Sequence[Listed]) -> None:
+    """Print them, a line each."""
+
+    def column(head: str, cell: Callable[[Listed], Cell | str]) -> Column:
+        def said(i: int) -> Cell:
+            made = cell(runs[i])
+            return (printable(made), "") if isinstance(made, str) else made
+
+        return head, said
+
+    main = [
+        column("state", lambda one: (one.state, STYLE.get(one.state, ""))),
+        column("cases", lambda one: f"{one.done}/{one.cases}"),
+        column("started (UTC)", lambda one: one.started_at[:16].replace("T", " ")),
+        column("took", _took),
+        column("device", lambda one: ", ".join(one.devices) or NOTHING),
+        column("suite", lambda one: one.suite or NOTHING),
+    ]
+    lines = [Line(printable(one.run_id)) for one in runs]
+    left = ("state", "device", "suite")
+    print_sheet(console, Sheet("Runs", "run", lines, [Group(main, left)]))
+
+
+def _took(one: Listed) -> str:
+    if one.finished_at is None:
+        return NOTHING
+    try:
+        seconds = (datetime.fromisoformat(one.finished_at) - datetime.fromisoformat(one.started_at)).total_seconds()
+    except (ValueError, TypeError):
+        return NOTHING
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"

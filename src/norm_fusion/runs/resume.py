@@ -1,0 +1,160 @@
+"""Going on with a run: one process at a time, the same question, and nothing measured twice. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from norm_fusion.records import Code, Manifest, Record, Samples
+from norm_fusion.runs import aside
+from norm_fusion.runs.files import StoreError, records_in
+from norm_fusion.runs.store import RunStore
+from norm_fusion.spec import Case
+
+# What a run is asked: another question is another run.
+ASKED = ("suite", "cases", "profiles", "quick", "fewest", "most", "precision", "model", "profiled")
+
+
+@dataclass
+class Left:
+    """What is left of a run: its manifest, the cases that are not done, and what was measured of these."""
+
+    manifest: Manifest
+    cases: tuple[Case, ...]
+    profiled: tuple[tuple[str, str], ...]
+    earlier: list[tuple[Record, Samples | None]] = field(default_factory=list)
+
+
+def lock(store: RunStore) -> FileLock:
+    """Hold a run, so that no other process measures it too; released when this process ends, however it ends.
+
+    Raises:
+        StoreError: another process holds it, or the folder cannot be written.
+    """
+    held = FileLock(store.path / "lock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise StoreError(
+            f"run {store.path.name!r} is being measured by another process ({held.lock_file} is held): wait until it "
+            "ends, or choose another --run-id"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"cannot write the run folder {store.path}: {error.strerror}; use --output DIR") from None
+    return held
+
+
+def locked(store: RunStore) -> bool:
+    """Is a process measuring it now?"""
+    path = store.path / "lock"
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def unlike(was: Manifest, asked: Manifest) -> list[str]:
+    """How a run that is there differs from what is asked now, a sentence each; none where it may go on."""
+    found = []
+    for name in ASKED:
+        before, now_ = getattr(was, name), getattr(asked, name)
+        if before != now_:
+            found.append(f"its {name} {_shown(before, now_)}")
+    if was.source is not None and asked.source is not None and was.source != asked.source:
+        found.append(f"its commit was {_code(was)}, this is {_code(asked)}")
+    return found
+
+
+def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool, retry_failed: bool) -> Left:
+    """What is left of the run in `store`, which is mended and held.
+
+    `mixed`: go on although the code is another; what is not done is measured anew by it. `retry_failed`: cases with a
+    row that failed or was wrong are measured anew.
+
+    Raises:
+        StoreError: it was asked something else, or its files are damaged.
+    """
+    was = store.manifest()
+    odd = unlike(was, asked)
+    if mixed:
+        odd = [said for said in odd if not said.startswith("its commit")]
+    if odd:
+        more = "" if mixed or not odd[-1].startswith("its commit") else " (--allow-mixed goes on with other code)"
+        raise StoreError(
+            f"run {was.run_id!r} exists in {store.path.parent} and was asked something else: {'; '.join(odd)}{more}: "
+            "choose another --run-id"
+        )
+    notes = [*was.notes, *(said for said in aside.mend(store) if said not in was.notes)]
+    aside.move(store, [file for name in was.cut for file in aside.pair(f"{name}.json")])
+    done = set(was.done)
+    if retry_failed:
+        bad = {record.case for path in store.record_files() for record in records_in(path) if record.status.bad}
+        aside.set_aside(store, lambda record: record.case in bad)
+        aside.move(store, [f"counters/{path.name}" for path in _failed_counters(store)])
+        done -= bad
+    manifest = asked.model_copy(
+        update={
+            "seed": was.seed,  # the order of what is left, and its inputs, are those of the run
+            "started_at": was.started_at,
+            "processes": was.processes,
+            "done": [name for name in was.done if name in done],
+            "environment": was.environment,
+            "further": was.further,
+            "before": was.before,
+            "after": was.after,
+            "notes": notes,
+        }
+    )
+    counted = {(counters.case, counters.profile) for counters in store.counters()}
+    remaining = tuple(case for case in cases if case.name not in done)
+    return Left(
+        manifest,
+        remaining,
+        tuple(cell for cell in asked.profiled if cell not in counted),
+        _earlier(store, {case.name for case in remaining}),
+    )
+
+
+def _earlier(store: RunStore, cases: set[str]) -> list[tuple[Record, Samples | None]]:
+    found: list[tuple[Record, Samples | None]] = []
+    for path in store.record_files():
+        if path.name.partition(".")[0] not in cases:
+            continue
+        records = records_in(path)
+        if any(record.code is Code.INTERRUPTED for record in records):
+            aside.move(store, aside.pair(path.name))
+            continue
+        found += [(record, store.samples(record) if record.samples_file else None) for record in records]
+    return found
+
+
+def _failed_counters(store: RunStore) -> list[Path]:
+    folder = store.path / "counters"
+    bad = {(c.case, c.profile) for c in store.counters() if c.status.bad}
+    return [folder / f"{case}.{profile.replace(':', '-')}.json" for case, profile in sorted(bad)]
+
+
+def _shown(before: object, now_: object) -> str:
+    """Two values of a field; of two lists what one has and the other lacks."""
+    if isinstance(before, list) and isinstance(now_, list):
+        lacks, has = [one for one in before if one not in now_], [one for one in now_ if one not in before]
+        said = [f"have {_words(lacks)} more"] if lacks else []
+        said += [f"lack {_words(has)}"] if has else []
+        return " and ".join(said) or "are in another order"
+    return f"was {before}, is now {now_}"
+
+
+def _words(items: Sequence[object]) -> str:
+    shown = [item if isinstance(item, str) else " ".join(map(str, item)) for item in items[:3]]  # type: ignore[call-overload]
+    return ", ".join(shown) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+
+
+def _code(manifest: Manifest) -> str:
+    dirty = " with changes" if manifest.dirty else ""
+    return f"{manifest.commit[:10]}{dirty}" if manifest.commit else f"source {manifest.source}"

@@ -1,0 +1,108 @@
+"""Shards in processes of their own, here and on a real Ray cluster: their workers are a few lines of Python too.
+
+A process that is started finds this module's settings in `sitecustomize`, on a PYTHONPATH of the test's.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from workers import WORKER
+
+from norm_fusion import engine
+from norm_fusion.records import Environment, Manifest
+from norm_fusion.runs import resume
+from norm_fusion.runs.plan import Plan
+from norm_fusion.runs.store import RunStore
+from norm_fusion.spec import Case, Shard
+
+# A card whose own name is what CUDA_VISIBLE_DEVICES says, so that a test sees who was where.
+CARD = Environment(
+    device="cuda",
+    device_name="NVIDIA A10G",
+    device_index=0,
+    device_uuid="?",
+    memory_bytes=1,
+    cache_bytes=1,
+    python="3",
+    platform="p",
+    torch="2",
+    norm_fusion="0",
+)
+SITE = """
+import sys
+if sys.argv[0] == "-m" and "norm_fusion.engine.shard" in sys.orig_argv:
+    from norm_fusion.engine import messages, processes
+
+    processes.WORKER = [sys.executable, "-I", "-c", {worker!r}]
+    processes.VERIFIER = [sys.executable, "-I", "-c", {verifier!r}]
+    messages.BEAT_S = {beat_s}
+"""
+VERIFIER = """
+import json, sys
+for line in sys.stdin:
+    print(json.dumps(dict(wrong=None, code=None)), flush=True)
+"""
+HERE = 'environment["device_uuid"] = os.environ.get("CUDA_VISIBLE_DEVICES", "none")'
+
+
+def shards_do(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    misdeed: str = "",
+    before: str = "",
+    beat_s: float = 5.0,
+    model: str = "A10G",
+) -> None:
+    """From now on the workers of shards' processes do this: see `workers.worker`."""
+    text = WORKER.format(
+        environment=CARD.model_copy(update={"device_name": f"NVIDIA {model}"}).model_dump(),
+        early="",
+        before=f"{HERE}\n{textwrap.dedent(before)}",
+        misdeed=textwrap.indent(textwrap.dedent(misdeed), " " * 8),
+        told="",
+        last="",
+    )
+    folder.mkdir(exist_ok=True)
+    site = SITE.format(worker=text, verifier=VERIFIER, beat_s=beat_s)
+    (folder / "sitecustomize.py").write_text(site)
+    source = str(Path(engine.__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), source]))
+
+
+def asked(cases: Sequence[Case], run_id: str = "a", model: str | None = None, **changes: object) -> Plan:
+    """A plan of one process."""
+    shard = Shard(run_id, tuple(cases), ("torch-eager",), "cuda", quick=True, yardsticks=False)
+    return Plan(shard, **({"fewest": 1, "most": 1, "reruns": 0, "timeout_s": 60.0} | changes))  # type: ignore[arg-type]
+
+
+def manifest_of(plan: Plan, model: str | None = None) -> Manifest:
+    return Manifest(
+        run_id=plan.shard.run_id,
+        title="t",
+        question="q",
+        command=[],
+        cases=[case.name for case in plan.cases],
+        profiles=list(plan.shard.profiles),
+        device="cuda",
+        quick=plan.shard.quick,
+        seed=0,
+        fewest=plan.fewest,
+        most=plan.most,
+        started_at="now",
+        model=model,
+    )
+
+
+def run_of(folder: Path, plan: Plan, listener: engine.Listener, model: str | None = None) -> engine.Run:
+    """A new run in `folder`, or what is left of the one that is there."""
+    manifest = manifest_of(plan, model)
+    store = RunStore(folder / plan.shard.run_id)
+    if not store.path.exists():
+        return engine.Run(plan, manifest, lambda: RunStore.create(store.path.parent, store.path.name), listener)
+    left = resume.left(store, manifest, plan.cases, mixed=False, retry_failed=False)
+    return engine.Run(plan.of(left.cases, left.profiled), left.manifest, lambda: store, listener, left.earlier)
