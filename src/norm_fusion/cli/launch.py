@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from norm_fusion import machine
-from norm_fusion.cli.options import as_typed, print_runs
+from norm_fusion.cli.options import CPU_BUDGET_S, GPU_BUDGET_S, as_typed, print_runs
 from norm_fusion.spec import FEWEST, MOST, Case, SpecError, profiled
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ class Pace:
     fewest: int
     most: int
     precision: float
-    budget_s: float | None
+    budget_s: float | None  # 0: no limit; None: what is usual on such a device
     timeout_s: float
     quick: bool
 
 
-def pace(processes: str | None, precision: str, budget: float, timeout: float, quick: bool) -> Pace:
+def pace(processes: str | None, precision: str, budget: float | None, timeout: float, quick: bool) -> Pace:
     """The pace that is asked for, else SpecError."""
     if quick and processes is not None:
         raise SpecError("--quick means one process: leave out --processes, or --quick")
@@ -60,11 +60,11 @@ def pace(processes: str | None, precision: str, budget: float, timeout: float, q
     width = 0.0 if number is None else float(number[1]) / (100 if number[2] else 1)
     if not 0 < width < 1:
         raise SpecError(f"--precision {precision!r} is no share between 0 and 1: write it like 1% or 0.01")
-    if budget < 0 or timeout <= 0:
+    if (budget or 0) < 0 or timeout <= 0:
         raise SpecError("--budget must be 0 or more, and --timeout more than 0: both in seconds")
     if quick:
         fewest = most = 1
-    return Pace(fewest, most, width, budget or None, timeout, quick=most == 1)
+    return Pace(fewest, most, width, budget, timeout, quick=most == 1)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def answer(question: Question, kept: Kept, json: bool, cluster: Cluster | None =
     console = Console(stderr=True)
     with ExitStack() as held:
         with Watch(console) as watch:
-            runs = [_run(question, kept, name, model, watch, held) for name, model in names.items()]
+            runs = [_run(question, kept, name, model, cluster, watch, held) for name, model in names.items()]
             begun = [run for run in runs if run.plan.cases or run.plan.profiled]
             outcomes = engine.carry_out(begun, _crew(question, cluster)) if begun else []
         outcomes += [_as_it_is(run) for run in runs if run not in begun]
@@ -148,14 +148,20 @@ def answer(question: Question, kept: Kept, json: bool, cluster: Cluster | None =
 
 
 def _run(
-    question: Question, kept: Kept, run_id: str, model: str | None, listener: engine.Listener, held: ExitStack
+    question: Question,
+    kept: Kept,
+    run_id: str,
+    model: str | None,
+    cluster: Cluster | None,
+    listener: engine.Listener,
+    held: ExitStack,
 ) -> engine.Run:
     """A new run, or what is left of the one that is there, which is held until `held` is closed."""
     from norm_fusion import engine
     from norm_fusion.runs import resume
     from norm_fusion.runs.store import RunStore
 
-    plan, asked = _asked(question, run_id, model)
+    plan, asked = _asked(question, run_id, model, cluster)
     store = RunStore(kept.output / run_id)
     if not (store.path / "manifest.json").exists():
 
@@ -176,7 +182,7 @@ def _run(
     return engine.Run(plan, left.manifest, lambda: store, listener, left.earlier)
 
 
-def _asked(question: Question, run_id: str, model: str | None) -> tuple[Plan, Manifest]:
+def _asked(question: Question, run_id: str, model: str | None, cluster: Cluster | None) -> tuple[Plan, Manifest]:
     """The question as a plan and as a new run's manifest."""
     from norm_fusion.records import Manifest
     from norm_fusion.runs.plan import Plan
@@ -184,8 +190,11 @@ def _asked(question: Question, run_id: str, model: str | None) -> tuple[Plan, Ma
     from norm_fusion.spec import Shard
 
     at, seed = question.pace, random.SystemRandom().randrange(2**31)
+    on_cpu = question.device == "cpu" or (question.device == "auto" and cluster is None and not machine.visible())
+    usual = CPU_BUDGET_S if on_cpu else GPU_BUDGET_S
+    budget_s = usual if at.budget_s is None else at.budget_s or None
     shard = Shard(run_id, question.cases, question.profiles, question.device, seed=seed, quick=at.quick)
-    plan = Plan(shard, at.fewest, at.most, at.precision, at.budget_s, at.timeout_s, profiled=question.cells)
+    plan = Plan(shard, at.fewest, at.most, at.precision, budget_s, at.timeout_s, profiled=question.cells)
     manifest = Manifest(
         run_id=run_id,
         title=question.title,
@@ -201,7 +210,7 @@ def _asked(question: Question, run_id: str, model: str | None) -> tuple[Plan, Ma
         fewest=at.fewest,
         most=at.most,
         precision=at.precision,
-        budget_s=at.budget_s,
+        budget_s=budget_s,
         started_at=now(),
         model=model,
         **machine.code(),

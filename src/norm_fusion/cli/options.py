@@ -25,6 +25,8 @@ EXIT_CODES = (
     "--contestant is not there; 2 bad usage; 3 not all of it could be measured (no node, a card that was lost): the "
     "same --run-id goes on; 130 or 143 interrupted (what was measured is kept and shown, the same --run-id goes on)."
 )
+# Five processes over the six cases of the seed's sweep take 180 to 240 s on an H200; a CPU's take twice that.
+GPU_BUDGET_S, CPU_BUDGET_S = 270.0, 600.0
 DEVICES = "auto, cpu, cuda or cuda:N"
 
 DeviceOption = Annotated[
@@ -72,11 +74,13 @@ PrecisionOption = Annotated[
     typer.Option("--precision", metavar="P", help="Half-width of the 95% intervals at which to stop, like 1% or 0.01."),
 ]
 BudgetOption = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--budget",
         metavar="SECONDS",
-        help="Start no further process that would end later than so; the first always runs. 0: no limit.",
+        help="Start no further process that would end later than so, on one card; several share it. The first always "
+        f"runs, profiling is not counted. 0: no limit.  [default: {GPU_BUDGET_S:.0f} on a GPU, {CPU_BUDGET_S:.0f} on a CPU]",
+        show_default=False,
     ),
 ]
 TimeoutOption = Annotated[

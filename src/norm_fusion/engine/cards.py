@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from norm_fusion.engine import messages as m
@@ -146,7 +147,10 @@ class Cards:
 
 
 def split(plan: Plan, shares: Sequence[Sequence[Case]]) -> list[Plan]:
-    """The plan for each share of its cases; what is profiled and no case of it goes to the smallest share."""
+    """The plan for each share of its cases, with its share of the budget.
+
+    What is profiled and no case of it goes to the smallest share.
+    """
     names = {case.name for case in plan.cases}
     apart = [cell for cell in plan.profiled if cell[0] not in names]
     smallest = min(range(len(shares)), key=lambda i: len(shares[i]))
@@ -154,7 +158,8 @@ def split(plan: Plan, shares: Sequence[Sequence[Case]]) -> list[Plan]:
     for i, share in enumerate(shares):
         mine = {case.name for case in share}
         cells = [cell for cell in plan.profiled if cell[0] in mine]
-        parts.append(plan.of(share, cells + apart * (i == smallest)))
+        budget = plan.budget_s and plan.budget_s * len(share) / max(1, len(plan.cases))
+        parts.append(replace(plan.of(share, cells + apart * (i == smallest)), budget_s=budget))
     return parts
 
 

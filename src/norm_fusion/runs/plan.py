@@ -25,7 +25,7 @@ class Plan:
     fewest: int = FEWEST
     most: int = MOST
     precision: float = PRECISION  # half-width of the interval at which a case needs no further process
-    budget_s: float | None = None  # no process is started that would end after it
+    budget_s: float | None = None  # on one card: no process is started that would end after it; several cards share it
     timeout_s: float = 300.0  # a worker that says nothing for so long is given up
     reruns: int = RERUNS
     profiled: tuple[tuple[str, str], ...] = ()
