@@ -16,7 +16,8 @@ from datetime import datetime
 from pathlib import Path
 
 from norm_fusion.evidence.stored import concluded
-from norm_fusion.records import HarnessReport, Manifest
+from norm_fusion.harness.report import HarnessReport
+from norm_fusion.records import Manifest
 from norm_fusion.report.quotes import quote
 from norm_fusion.report.rows import Row, Series, baseline_of, cases, fastest_torch, fused, rows_of
 from norm_fusion.runs.store import RunStore

@@ -42,11 +42,13 @@ Timer = Literal["device", "graph", "host", "wall", "none"]
 Cache = Literal["cold", "hot", "none"]
 
 
-class _Stored(BaseModel):
+class Stored(BaseModel):
+    """What is written to files: no field that is not known, and never changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class Environment(_Stored):
+class Environment(Stored):
     """The machine and software that a number belongs to."""
 
     device: Literal["cuda", "cpu"]
@@ -82,7 +84,7 @@ class Environment(_Stored):
         return sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
-class Conditions(_Stored):
+class Conditions(Stored):
     """What changes while a run goes on: read before, after and several times a second. Not part of the fingerprint."""
 
     at: str
@@ -122,14 +124,14 @@ class Code(StrEnum):
     UNREADABLE = "unreadable"  # a file of its records or samples is damaged
 
 
-class Event(_Stored):
+class Event(Stored):
     """Why a series is doubted: company on the card, heat, power, clocks, stolen time, or the parent's clock outside."""
 
     kind: Literal["company", "thermal", "power", "clock", "steal", "outside"]
     detail: str
 
 
-class Record(_Stored):
+class Record(Stored):
     """One case x profile x timer x cache x replicate, or, where `replicate` is null, all its processes pooled."""
 
     schema_version: int = SCHEMA
@@ -193,7 +195,7 @@ class Record(_Stored):
         return f"{self.case}.{profile}.{self.timer}.{self.cache}.{attempt}{process}"
 
 
-class Samples(_Stored):
+class Samples(Stored):
     """The raw samples of one record, warm-up included, in time order."""
 
     key: str
@@ -216,7 +218,7 @@ class Label(StrEnum):
     INVALID = "invalid"
 
 
-class Call(_Stored):
+class Call(Stored):
     """The label of one claim: `profile` is faster than `baseline` on `case`, in one series."""
 
     case: str
@@ -242,7 +244,7 @@ class Call(_Stored):
         return self.case, self.profile, self.baseline, self.timer, self.cache
 
 
-class Conclusions(_Stored):
+class Conclusions(Stored):
     """What a rule made of a run's records. Derived: it can be made again from records and samples at any time."""
 
     schema_version: int = SCHEMA
@@ -252,7 +254,7 @@ class Conclusions(_Stored):
     digest: str | None = None  # of all above and of the files of records: what either was edited since is not believed
 
 
-class Manifest(_Stored):
+class Manifest(Stored):
     """What a run was asked, where it ran and how it ended."""
 
     schema_version: int = SCHEMA
@@ -305,7 +307,7 @@ class Manifest(_Stored):
         return set(self.cases) <= set(self.done)
 
 
-class Series(_Stored):
+class Series(Stored):
     """One timer's raw samples of one contestant, as the worker sends them."""
 
     timer: Timer
@@ -322,7 +324,7 @@ class Series(_Stored):
     events: list[Event] = Field(default_factory=list)  # the parent's: a worker sees none
 
 
-class Measurement(_Stored):
+class Measurement(Stored):
     """What the worker says of one contestant of one case: samples and errors, no conclusions."""
 
     case: str
@@ -343,31 +345,7 @@ class Measurement(_Stored):
     notes: list[str] = Field(default_factory=list)
 
 
-class HarnessCheck(_Stored):
-    """One thing that the harness was tried on: what had to be found, what was."""
-
-    name: str
-    passed: bool | None  # null: it could not be tried here
-    wanted: str
-    found: str
-    details: list[dict[str, str | int | FiniteFloat | None]] = Field(default_factory=list)
-
-
-class HarnessReport(_Stored):
-    """What `norm-fusion check-harness` found: can the figures of this lab, on this machine, be trusted?"""
-
-    schema_version: int = SCHEMA
-    run_id: str
-    command: list[str]
-    reduced: bool
-    rule: int
-    started_at: str
-    finished_at: str
-    environment: Environment
-    checks: list[HarnessCheck]
-
-
-class KernelCounters(_Stored):
+class KernelCounters(Stored):
     """One kernel of a call as hardware counters saw it: replayed alone, caches flushed, clocks left as they were.
 
     Its duration is that of one replay, never a latency. What was not collected is null.
@@ -387,7 +365,7 @@ class KernelCounters(_Stored):
     tensor_pct: FiniteFloat | None = None  # of the peak of the tensor pipes
 
 
-class Counters(_Stored):
+class Counters(Stored):
     """One cold call of one profile of one case: what hardware counters say of its kernels, and what a trace says.
 
     Totals are sums of the kernels, percentages their means weighted by duration, registers the most of any. What was

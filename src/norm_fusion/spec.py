@@ -1,4 +1,4 @@
-"""What can be asked: operators, cases, profiles, suites and the shard of work that one process measures.
+"""What can be asked: operators, cases, profiles and the shard of work that one process measures.
 
 Ground floor: no torch, nothing of ours. Everything here is a value that survives a trip through JSON.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -313,45 +313,6 @@ class Shard:
         skip = tuple((case, name) for case, name in data["skip"])
         effort = None if data["effort"] is None else Effort(**data["effort"])
         return cls(**{**data, **lists, "cases": cases, "skip": skip, "effort": effort})
-
-
-@dataclass(frozen=True)
-class Option:
-    """An optional part of a suite: cases beside its own."""
-
-    summary: str
-    cases: tuple[Case, ...]
-
-
-@dataclass(frozen=True)
-class Suite:
-    """Cases x profiles, with the question they answer and why it matters.
-
-    `options` are its optional parts, by name; `summaries` say in words what a case is; `metrics` are the figures that
-    the question needs, in groups; `profiled` are the names whose counters are read beside those of the cases.
-    """
-
-    name: str
-    title: str
-    question: str
-    why: str
-    project: str
-    focus: str
-    cases: tuple[Case, ...]
-    profiles: tuple[str, ...]
-    options: Mapping[str, Option] = field(default_factory=dict)
-    summaries: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    profiled: tuple[str, ...] = ()
-
-    def select(self, options: tuple[str, ...]) -> tuple[Case, ...]:
-        """The suite's cases and those of the named options, each once: by operator, then by size."""
-        chosen = {*self.cases, *(case for name in options for case in self.options[name].cases)}
-        return tuple(sorted(chosen, key=_in_order))
-
-
-def _in_order(case: Case) -> tuple[int, bool, str, int]:
-    return list(Op).index(case.op), case.pass_ is Pass.BACKWARD, case.dtype, case.rows * case.cols
 
 
 _MATMUL_NAME = re.compile(r"matmul-([0-9]{1,18})x([0-9]{1,18})x([0-9]{1,18})-([a-z]+\d+)")

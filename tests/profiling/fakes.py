@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 # Cells by profile: dies and hangs end nothing well, waits only where it is counted; raises says so; silent runs, and is
-# not in the report. FAKE_LOG is told who was to be counted in each process.
+# not in the report; halves says what it says in two. FAKE_LOG is told who was to be counted in each process, and beside
+# it lies the last process's number.
 CELLS = """
 import json, os, signal, sys, time
 
@@ -26,6 +27,7 @@ if job["device"] == "cuda:9":
 if not job["trace"]:
     with open(os.environ["FAKE_LOG"], "a") as log:
         print(*(profile for _, _, profile in job["cells"]), file=log)
+open(os.environ["FAKE_LOG"] + ".pid", "w").write(str(os.getpid()))
 say("ready", pid=os.getpid())
 print("a library's own words")
 for number, case, profile in job["cells"]:
@@ -43,6 +45,11 @@ for number, case, profile in job["cells"]:
             if profile != "silent":
                 print(case, profile, variant, file=file)
     found = {"kernels": 2, "ms": 0.5} if job["trace"] else {}
+    if profile == "halves":
+        print('{"event": "do', end="", file=events, flush=True)
+        time.sleep(0.5)
+        print(f'ne", "cell": {number}, "resolved": [""], "kernels": 2, "ms": 0.5}}', file=events, flush=True)
+        continue
     say("done", cell=number, resolved=names, **found)
 say("finished")
 """

@@ -79,6 +79,11 @@ def test_one_that_raises_costs_its_own_row(profile: Profile) -> None:
     assert before.status is after.status is Status.OK
 
 
+def test_a_line_that_arrives_in_two_halves_is_one(profile: Profile) -> None:
+    (row,) = profile("halves")
+    assert (row.status, row.traced_kernels) == (Status.OK, 2)
+
+
 def test_one_that_dies_costs_its_own_row(profile: Profile) -> None:
     before, dead, after = profile("a", "dies", "b")
     assert dead.status is Status.FAILED
@@ -90,23 +95,21 @@ def test_one_that_dies_costs_its_own_row(profile: Profile) -> None:
 
 def test_one_that_hangs_costs_its_own_row_and_its_timeout(profile: Profile, tmp_path: Path) -> None:
     """It alone is killed, so that ncu writes what it has: those before it are not counted again."""
-    before, hung, after = profile("a", "hangs", "b", timeout_s=1)
+    before, hung, after = profile("a", "hangs", "b", timeout_s=2)
     assert hung.status is Status.FAILED and hung.reason is not None
-    assert hung.reason.startswith("the profiled process gave no sign of life for 1 s")
+    assert hung.reason.startswith("the profiled process gave no sign of life for 2 s")
     assert [row.status for row in (before, after)] == [Status.OK, Status.OK]
     assert (tmp_path / "log").read_text().splitlines() == ["a hangs b", "b"]
 
 
 def test_what_a_lost_report_had_is_counted_again(profile: Profile, tmp_path: Path) -> None:
     """Without one of the process that hung, the cells before it are known from the next process."""
-    before, hung = profile("a", "hangs", mode="killed", timeout_s=1)
+    before, hung = profile("a", "hangs", mode="killed", timeout_s=2)
     assert (before.status, hung.status) == (Status.OK, Status.FAILED)
     assert (tmp_path / "log").read_text().splitlines() == ["a hangs", "a"]
 
 
 def test_after_some_deaths_the_rest_is_given_up(profile: Profile) -> None:
-    rows = profile("dies", "hangs", "dies", "a", timeout_s=1)[:3]
-    assert all("the profiled process" in (row.reason or "") for row in rows)
     cells = [(f"rmsnorm-{n}x16-float16", "dies") for n in range(1, 6)]
     found = list(profiling.profile(cells, run_id="r", device="cuda:0", fingerprint="f"))
     assert ["given up" in (row.reason or "") for row in found] == [False] * 3 + [True] * 2
@@ -144,9 +147,16 @@ def test_an_ncu_that_crashes_says_how(profile: Profile) -> None:
     assert row.remedy is not None and "norm-fusion doctor" in row.remedy
 
 
+def test_an_ncu_that_is_no_program_says_so(profile: Profile, tmp_path: Path) -> None:
+    (tmp_path / "ncu").write_bytes(b"\x7fELF of another machine")
+    (row,) = profile("a")
+    assert row.status is Status.FAILED
+    assert row.reason == "no cell was profiled: the process could not be started: Exec format error"
+
+
 def test_an_ncu_that_hangs_is_given_up(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "START_S", 3.0)
-    (row,) = profile("a", mode="hangs", timeout_s=1)
+    (row,) = profile("a", mode="hangs", timeout_s=2)
     assert row.status is Status.FAILED and row.reason is not None
     assert row.reason.startswith("no cell was profiled: the process gave no sign of life for 3 s")
 
@@ -177,6 +187,13 @@ def test_a_device_that_cannot_be_had_is_unavailable(profile: Profile) -> None:
     assert {(row.status, row.reason) for row in rows} == {(Status.UNAVAILABLE, "not collected: there is no cuda:9")}
 
 
+def test_the_real_process_says_that_a_device_cannot_be_had(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ncu, "CELLS", ("-m", "norm_fusion.profiling.cells"))
+    (row,) = profile("torch-native", device="cuda:99")
+    assert row.status is Status.UNAVAILABLE and row.reason is not None
+    assert row.reason.startswith("not collected: --device cuda:99: ") and row.traced_reason == row.reason
+
+
 def test_on_a_cpu_nothing_is_started(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child.subprocess, "Popen", lambda *words, **more: pytest.fail("a process was started"))
     (row,) = profile("a", device="cpu")
@@ -194,6 +211,15 @@ def test_progress_is_told_what_begins(profile: Profile) -> None:
         )
     )
     assert said == [(CASE, "trace a"), (OTHER, "trace b"), (CASE, "count a"), (OTHER, "count b")]
+
+
+def test_what_progress_raises_ends_the_process_at_work(profile: Profile, tmp_path: Path) -> None:
+    def stop(case: str, what: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(profiling.profile([(CASE, "hangs")], run_id="r", device="cuda:0", fingerprint="f", progress=stop))
+    assert not _runs((tmp_path / "log.pid").read_text())
 
 
 def test_a_cell_that_is_asked_for_twice_is_profiled_once(profile: Profile) -> None:

@@ -79,7 +79,7 @@ BudgetOption = Annotated[
         "--budget",
         metavar="SECONDS",
         help="Start no further process that would end later than so, on one card; several share it. The first always "
-        f"runs, profiling is not counted. 0: no limit.  [default: {GPU_BUDGET_S:.0f} on a GPU, {CPU_BUDGET_S:.0f} on a CPU]",
+        f"runs, profiling is not counted. 0: no limit.  [default: {GPU_BUDGET_S:.0f}, on a CPU {CPU_BUDGET_S:.0f}]",
         show_default=False,
     ),
 ]

@@ -28,8 +28,6 @@ from norm_fusion.records import Manifest, first_line
 from norm_fusion.runs.plan import Plan, dealt
 from norm_fusion.spec import SpecError
 
-# Ray finds that a node is gone by what this says; without it, a silent one was missed for seven minutes.
-KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "5000", "RAY_grpc_client_keepalive_timeout_ms": "5000"}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TYPE = "accelerator_type:"  # how Ray names the resource that a node has for its model of GPU
 
@@ -97,7 +95,6 @@ def connected(address: str, shards: int | None) -> Cluster:
         SpecError: it cannot be reached, refuses us, or runs another Ray or Python.
     """
     try:
-        os.environ.update({name: os.environ.get(name, value) for name, value in KEEPALIVE.items()})
         _checked(address)
         import ray
 

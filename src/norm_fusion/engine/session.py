@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,10 @@ Tell = Callable[[m.Message], None]
 
 class _Unsuitable(Exception):
     """The card is not what was asked for."""
+
+
+class _Stopped(Exception):
+    """A signal came while counters were read."""
 
 
 class _Elsewhere(Exception):
@@ -352,12 +356,17 @@ class Session:
             seed=self.plan.shard.seed,
             fingerprint=self._fingerprint,
             timeout_s=self.plan.timeout_s,
-            progress=lambda case, what: self.tell(m.Step(case=case, what=what)),
+            progress=self._profiling,
         )
-        for counters in rows:
-            self.tell(m.Counted(counters=counters))
-            if self.interrupted is not None:
-                return
+        with suppress(_Stopped):
+            for counters in rows:
+                self.tell(m.Counted(counters=counters))
+
+    def _profiling(self, case: str, what: str) -> None:
+        """Tell what is profiled next; once that is not wanted, what is raised ends the profiler's process."""
+        if self.interrupted is not None:
+            raise _Stopped
+        self.tell(m.Step(case=case, what=what))
 
     def _noisy(self) -> list[str]:
         """The cases to run again."""

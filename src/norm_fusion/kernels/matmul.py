@@ -56,10 +56,9 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     (m, k), n, tiles = a.shape, b.shape[1], TILES[a.dtype]
     c = a.new_empty(m, n)
     programs = triton.cdiv(m, tiles.m) * triton.cdiv(n, tiles.n)
-    if programs:
-        options = {"num_warps": tiles.num_warps, "num_stages": tiles.stages}
-        strides = (*a.stride(), *b.stride(), *c.stride())
-        multiply[(programs,)](a, b, c, m, n, k, *strides, tiles.m, tiles.n, tiles.k, GROUP, **options)
+    strides = (*a.stride(), *b.stride(), *c.stride())
+    options = {"num_warps": tiles.num_warps, "num_stages": tiles.stages}
+    multiply[(programs,)](a, b, c, m, n, k, *strides, tiles.m, tiles.n, tiles.k, GROUP, **options)
     return c
 
 

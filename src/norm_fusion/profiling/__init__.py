@@ -98,7 +98,7 @@ def profile(
     """A row for each cell, in their order, whatever fails; the last of the processes ends before the first row comes.
 
     `device`: cuda:N, on this machine, or cpu, where there is nothing to collect. `progress` is told a case's name and
-    what begins. Closing the iterator, or the end of this process, ends those that it started.
+    what begins; what it raises is raised here, and ends the process at work, as the end of this process does.
 
     Raises:
         SpecError: a case's name is none.

@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from norm_fusion.profiling import child
 from norm_fusion.profiling.counters import Label
 from norm_fusion.records import Status, first_line
 from norm_fusion.spec import ITEMSIZE, ROOF, Case, Matmul, Pass, profiled
@@ -39,6 +41,7 @@ Call = Callable[[], object]
 def main() -> int:
     """Run the job of a folder; returns the exit code: 0 done, 2 refused, 70 broken."""
     folder = Path(sys.argv[1])
+    _own_folder()
     threading.Thread(target=_leashed, args=[folder / "leash"], daemon=True).start()
     job = json.loads((folder / "job").read_text())
     with (folder / "events").open("a") as file:
@@ -48,6 +51,15 @@ def main() -> int:
             file.flush()
 
         return _work(job, say)
+
+
+def _own_folder() -> None:
+    """Temporary files are where the caller's are, our card's lock and what compilers keep among them: see ncu.py."""
+    told = os.environ.pop(child.TEMPORARY, None)
+    if told is not None:
+        del os.environ["TMPDIR"]
+        os.environ |= {"TMPDIR": told} if told else {}
+        tempfile.tempdir = None
 
 
 def _leashed(path: Path) -> None:

@@ -26,6 +26,8 @@ START_S = 120.0
 # Nsight Compute writes its report once the profiled process is gone; it has this long.
 GRACE_S = 20.0
 LOOK_UP_S = 0.1
+# Where a process finds the TMPDIR that was the caller's, if it is to have another than who runs it; empty: none.
+TEMPORARY = "NORM_FUSION_TMPDIR"
 
 Event = Mapping[str, Any]
 
@@ -72,20 +74,31 @@ def run(
     timeout_s: float,
     heard: Callable[[Event], None],
     hopeless: Callable[[str], bool] = lambda printed: False,
+    environment: Mapping[str, str] | None = None,
 ) -> Told:
     """Run a process to its end, or to the moment when it has said nothing for so long.
 
-    `folder` gets the job, and stays the caller's; `heard` is told of each event; `hopeless` looks at what was printed.
+    `folder` gets the job, and stays the caller's; `heard` is told of each event, and what it raises ends the process;
+    `hopeless` looks at what was printed; `environment`: what it has beside ours.
     """
     (folder / "job").write_text(json.dumps(job))
     events, printed = folder / "events", folder / "printed"
     events.touch()
     told = Told()
     with _leash(folder / "leash"), printed.open("wb") as sink:
-        # A session of its own: the terminal's Ctrl-C reaches us alone, and we decide.
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        try:
+            # A session of its own: the terminal's Ctrl-C reaches us alone, and we decide.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | (environment or {}),
+            )
+        except OSError as error:
+            told.how = f"could not be started: {error.strerror}"
+            return told
         try:
             for event in _events(process, events, printed, told, timeout_s, hopeless):
                 told.take(event)
@@ -117,8 +130,8 @@ def _events(
     hopeless: Callable[[str], bool],
 ) -> Iterator[Event]:
     patience, spoke = max(timeout_s, START_S), time.monotonic()
+    part, looked_at = "", 0
     with path.open() as file:
-        part = ""
         while True:
             over = process.poll() is not None  # asked first: what it said before its end is read after
             while line := file.readline():
@@ -128,8 +141,10 @@ def _events(
                     part, patience, spoke = "", timeout_s, time.monotonic()
             if over:
                 return
-            if hopeless(printed.read_text(errors="replace")):
+            size = printed.stat().st_size
+            if size != looked_at and hopeless(printed.read_text(errors="replace")):
                 return
+            looked_at = size
             if time.monotonic() - spoke > patience:
                 told.how = f"gave no sign of life for {patience:.0f} s"
                 _end_gently(process, told.pid)

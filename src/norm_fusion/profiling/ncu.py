@@ -6,6 +6,7 @@ default: what is counted is a cold call.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import tempfile
@@ -91,6 +92,9 @@ def take(
             timeout_s,
             heard,
             hopeless=lambda printed: in_the_way(printed) is not None,
+            # Its lock lies in TMPDIR: one for all cards of a machine would have them wait for each other, where each
+            # card has a lock of ours. The process that it profiles gets its own TMPDIR back.
+            environment={"TMPDIR": place, child.TEMPORARY: os.environ.get("TMPDIR", "")},
         )
         taken = Taken(told, hopeless=in_the_way(told.printed), unknown=problems.unknown(metrics, told.printed))
         report = folder / f"{REPORT}.ncu-rep"

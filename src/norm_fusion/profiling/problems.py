@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from norm_fusion.doctor.series import GPU_ONLY, judge_counters
+from norm_fusion.doctor.series import judge_counters
 from norm_fusion.records import Status
 
 # What Nsight Compute says where no kernel of any process could be profiled, however often it were tried.
@@ -29,7 +29,7 @@ class Problem:
 def on_a_cpu() -> Problem:
     return Problem(
         Status.UNAVAILABLE,
-        f"not collected: hardware counters are a GPU's, and this ran on a CPU ({GPU_ONLY})",
+        "not collected: hardware counters are a GPU's, and this ran on a CPU",
         "run on a machine with an NVIDIA GPU",
     )
 

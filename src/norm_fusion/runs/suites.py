@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from norm_fusion.spec import Case, Option, SpecError, Suite, profiled
+from norm_fusion.spec import Case, Op, Pass, SpecError, profiled
 
 T = TypeVar("T")
 
@@ -19,6 +19,45 @@ TEXTS = ("title", "question", "why", "project", "focus")
 KEYS = (*TEXTS, "profiles", "cases", "options", "metrics", "profiling")
 # Of an optional part: what follows --include-.
 OPTION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+@dataclass(frozen=True)
+class Option:
+    """An optional part of a suite: cases beside its own."""
+
+    summary: str
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Cases x profiles, with the question they answer and why it matters.
+
+    `options` are its optional parts, by name; `summaries` say in words what a case is; `metrics` are the figures that
+    the question needs, in groups; `profiled` are the names whose counters are read beside those of the cases.
+    """
+
+    name: str
+    title: str
+    question: str
+    why: str
+    project: str
+    focus: str
+    cases: tuple[Case, ...]
+    profiles: tuple[str, ...]
+    options: Mapping[str, Option] = field(default_factory=dict)
+    summaries: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    profiled: tuple[str, ...] = ()
+
+    def select(self, options: tuple[str, ...]) -> tuple[Case, ...]:
+        """The suite's cases and those of the named options, each once: by operator, then by size."""
+        chosen = {*self.cases, *(case for name in options for case in self.options[name].cases)}
+        return tuple(sorted(chosen, key=_in_order))
+
+
+def _in_order(case: Case) -> tuple[int, bool, str, int]:
+    return list(Op).index(case.op), case.pass_ is Pass.BACKWARD, case.dtype, case.rows * case.cols
 
 
 def names() -> list[str]:
