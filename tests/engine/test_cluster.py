@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def test_six_shards_with_a_node_killed(tmp_path: Path, monkeypatch: pytest.Monke
         if told == 2 and isinstance(message, messages.Process):
             two.remove(nodes.kill(*two))
 
-    crew = cluster.connected(nodes.address, shards=6)
+    crew = cluster.Cluster(nodes.address, shards=6)
     (outcome,) = engine.carry_out([run_of(tmp_path, asked(CASES), listener, "L4")], crew)
     took = time.monotonic() - began
     nodes.kill(*two)
@@ -147,7 +147,7 @@ def test_a_node_that_falls_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             more.append(nodes.add("L40S"))
 
     began = time.monotonic()
-    crew = cluster.connected(nodes.address, shards=1)
+    crew = cluster.Cluster(nodes.address, shards=1)
     (outcome,) = engine.carry_out([run_of(tmp_path, asked(CASES[:2]), listener, "L40S")], crew)
     took = time.monotonic() - began
     for pid in stopped:
@@ -163,27 +163,17 @@ def test_a_node_that_falls_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_driver_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: Nodes) -> None:
     do(monkeypatch, "time.sleep(1.0)")
-    code = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from pathlib import Path
-from test_cluster import CASES, Watching, asked, cluster, engine, run_of
-folder = Path({str(tmp_path)!r})
-engine.carry_out([run_of(folder, asked(CASES), Watching(), "A10G")], cluster.connected({nodes.address!r}, 2))
-"""
-    driver = subprocess.Popen([sys.executable, "-c", code])
+    told = {"here": str(Path(__file__).parent), "folder": str(tmp_path), "nodes": nodes, "n": 2}
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER.format(**told)])
     store = RunStore(tmp_path / "a")
-    for _ in range(600):
-        if store.path.exists() and len(store.record_files()) >= 2:
-            break
-        time.sleep(0.1)
+    wait_for(lambda: len(store.record_files()) >= 2)
     driver.kill()
     driver.wait()
     before = {path.name: path.stat().st_mtime_ns for path in store.record_files()}
     assert 2 <= len(before) < 6
     assert not strays()
     (outcome,) = engine.carry_out(
-        [run_of(tmp_path, asked(CASES), Watching(), "A10G")], cluster.connected(nodes.address, 2)
+        [run_of(tmp_path, asked(CASES), Watching(), "A10G")], cluster.Cluster(nodes.address, 2)
     )
     assert outcome.exit_code == 0
     assert Counter(record.case for record in store.records()) == dict.fromkeys(NAMES, 1)
@@ -193,7 +183,7 @@ engine.carry_out([run_of(folder, asked(CASES), Watching(), "A10G")], cluster.con
 def test_a_model_that_is_not_there(tmp_path: Path, nodes: Nodes) -> None:
     began = time.monotonic()
     (outcome,) = engine.carry_out(
-        [run_of(tmp_path, asked(CASES), Watching(), "H100")], cluster.connected(nodes.address, None)
+        [run_of(tmp_path, asked(CASES), Watching(), "H100")], cluster.Cluster(nodes.address, None)
     )
     assert time.monotonic() - began < 10
     assert outcome.exit_code == 3
@@ -207,7 +197,7 @@ def test_a_worker_that_hangs_is_given_up_and_leaves_nothing(
 ) -> None:
     do(monkeypatch, "if case == SECOND: time.sleep(1000)")
     plan = asked(CASES[:3], timeout_s=2.0)
-    (outcome,) = engine.carry_out([run_of(tmp_path, plan, Watching(), "A10G")], cluster.connected(nodes.address, 1))
+    (outcome,) = engine.carry_out([run_of(tmp_path, plan, Watching(), "A10G")], cluster.Cluster(nodes.address, 1))
     assert outcome.exit_code == 1
     found = {record.case: record for record in RunStore(tmp_path / "a").records()}
     assert "gave no sign of life for 2 s" in str(found[NAMES[1]].reason)
@@ -217,7 +207,7 @@ def test_a_worker_that_hangs_is_given_up_and_leaves_nothing(
 def test_two_models_are_two_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: Nodes) -> None:
     do(monkeypatch)  # every card says that it is an A10G
     runs = [run_of(tmp_path, asked(CASES, f"two/{model}"), Watching(), model) for model in ("A10G", "H200")]
-    a10g, h200 = engine.carry_out(runs, cluster.connected(nodes.address, None))
+    a10g, h200 = engine.carry_out(runs, cluster.Cluster(nodes.address, None))
     manifest = RunStore(tmp_path / "two" / "A10G").manifest()
     assert (a10g.exit_code, manifest.state, sorted(manifest.done)) == (0, "finished", NAMES)
     assert (h200.exit_code, h200.records) == (3, []), "a card of another model than its node says is refused"
@@ -232,31 +222,60 @@ def test_a_shard_whose_process_cannot_start_says_why(
         "import sys\nif 'norm_fusion.engine.shard' in sys.orig_argv: sys.exit('no module named torch here')\n"
     )
     told = Watching()
-    (outcome,) = engine.carry_out(
-        [run_of(tmp_path, asked(CASES[:1]), told, "A10G")], cluster.connected(nodes.address, 1)
-    )
+    (outcome,) = engine.carry_out([run_of(tmp_path, asked(CASES[:1]), told, "A10G")], cluster.Cluster(nodes.address, 1))
     assert outcome.exit_code == 3
     assert "its process ended with code 1: SystemExit: no module named torch here" in " ".join(told.notes)
 
 
-@pytest.mark.parametrize(
-    ("address", "says"),
-    [
-        ("127.0.0.1:1", "cannot be reached: Connection refused"),
-        ("nowhere", "is not HOST:PORT"),
-        ("10.0.0.4:6379", "is not on this machine: join it with a token"),
-    ],
-)
-def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch, address: str, says: str) -> None:
+def test_a_head_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of its own, and a driver of its own, which Ray would end without a word."""
+    from ray.cluster_utils import Cluster
+
+    do(monkeypatch, "time.sleep(3.0)")
+    made = Cluster(initialize_head=True, head_node_args=HEAD)
+    there = Nodes(made)
+    there.add("A10G")
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER.format(here=str(Path(__file__).parent), folder=str(tmp_path), nodes=there, n=1)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    store = RunStore(tmp_path / "a")
+    wait_for(lambda: len(store.record_files()) >= 1)
+    for process in made.head_node.all_processes["gcs_server"]:
+        process.process.kill()
     began = time.monotonic()
-    with pytest.raises(SpecError, match=says):
-        cluster.connected(address, None)
-    assert time.monotonic() - began < 10
+    said, _ = driver.communicate(timeout=90)
+    took = time.monotonic() - began
+    made.shutdown()
+    assert said.split() == ["exit", "3"]
+    assert took < 60
+    assert store.manifest().state == "partial"
+    assert any("head does not answer" in note for note in store.manifest().notes)
+
+
+def wait_for(there: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if there():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not come")
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+from test_cluster import CASES, Watching, asked, cluster, engine, run_of
+runs = [run_of(Path({folder!r}), asked(CASES), Watching(), "A10G")]
+(outcome,) = engine.carry_out(runs, cluster.Cluster({nodes.address!r}, {n}))
+print("exit", outcome.exit_code, flush=True)
+"""
 
 
 def test_the_model_has_to_be_chosen_where_there_are_several(tmp_path: Path, nodes: Nodes) -> None:
     with pytest.raises(SpecError, match=r"has A10G \(2\), H200 \(1\): choose with --gpu-model"):
-        engine.carry_out([run_of(tmp_path, asked(CASES), Watching())], cluster.connected(nodes.address, None))
+        engine.carry_out([run_of(tmp_path, asked(CASES), Watching())], cluster.Cluster(nodes.address, None))
 
 
 def tree(node: Any) -> list[int]:

@@ -223,9 +223,9 @@ def _crew(question: Question, cluster: Cluster | None) -> engine.Crew:
     from norm_fusion.engine.cards import Cards, Here
 
     if cluster is not None:
-        from norm_fusion.engine.cluster import connected
+        from norm_fusion.engine import cluster as ray
 
-        return connected(cluster.address, cluster.shards)
+        return ray.Cluster(cluster.address, cluster.shards)
     there = machine.visible() if question.device in ("auto", "cuda") else []
     used = there[: len(question.cases)]
     return Cards(used) if len(used) > 1 else Here()

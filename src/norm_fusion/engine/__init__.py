@@ -4,7 +4,7 @@ session.py    one shard on one card, measured to its end: the lab's main path, w
 messages.py   what a session is asked and tells
 keeper.py     what is told becomes files
 cards.py      the cards of this machine: this process where it is one, a process each (shard.py) where there are more
-cluster.py    Ray's cards, through the same process (remote.py is what travels)
+cluster.py    Ray's cards, through the same process (joining.py lets us in, remote.py is what travels)
 host.py       a worker's conversation, its clock seen from outside, its end
 processes.py  the processes themselves: one measures, one judges rows
 absent.py     contestants that a run goes on without

@@ -7,15 +7,13 @@ told at once, and never waited for.
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
-import logging
-import os
-import socket
 import threading
 import time
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,15 +22,13 @@ import norm_fusion
 from norm_fusion import machine
 from norm_fusion.engine import messages as m
 from norm_fusion.engine.cards import Job, Take, split, task_of
+from norm_fusion.engine.joining import REACH_S, joined, unreachable
 from norm_fusion.records import Manifest, first_line
 from norm_fusion.runs.plan import Plan, dealt
 from norm_fusion.spec import SpecError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TYPE = "accelerator_type:"  # how Ray names the resource that a node has for its model of GPU
 
-REACH_S = 5.0  # to answer at all
-JOIN_S = 30.0  # to let us join
 LOOK_S = 1.0  # how often we look up
 NODES_S = 5.0  # how often we ask which nodes there are
 SILENT_S = 30.0  # a shard that began and tells nothing, not even that it is there, is given up
@@ -88,90 +84,15 @@ class _Shard:
                 self.over = True
 
 
-def connected(address: str, shards: int | None) -> Cluster:
-    """The cluster at that address, joined.
+class Cluster:
+    """A crew of the cards of the Ray cluster at `address`. `shards`: how many a model's cases make; else one a card.
 
     Raises:
         SpecError: it cannot be reached, refuses us, or runs another Ray or Python.
     """
-    try:
-        _checked(address)
-        import ray
 
-        logging.getLogger("ray").setLevel(logging.ERROR)
-    except ModuleNotFoundError as missing:
-        raise SpecError(f"a cluster needs {missing.name}: install norm-fusion[cluster]") from None
-    failed = _joined(ray, address)
-    if failed is not None:
-        raise SpecError(_refusal(address, failed))
-    return Cluster(ray, address, shards)
-
-
-def _joined(ray: Any, address: str) -> Exception | None:
-    """Join, or say why not. Ray tries for minutes where nobody of its kind answers: in a thread that can be left."""
-    found: list[Exception | None] = []
-
-    def join() -> None:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-            found.append(None)
-        except Exception as error:  # noqa: BLE001 - Ray raises what its layers do
-            found.append(error)
-
-    joining = threading.Thread(target=join, daemon=True)
-    joining.start()
-    joining.join(JOIN_S)
-    return found[0] if found else TimeoutError(f"no answer of a Ray head within {JOIN_S:.0f} s")
-
-
-def _checked(address: str) -> None:
-    """Can it be reached, and is it ours alone?"""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise SpecError(f"--address {address!r} is not HOST:PORT: write it like 10.0.0.4:6379, or auto")
-    if host in LOOPBACK:
-        # A plain ray.init() would write a token, and turn authentication on for every later head of this machine.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        # And Ray puts this machine's outer address in the place of loopback, where a head on loopback does not listen,
-        # but where clusters are switched off by this, whose name is of where they are so from the start.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    elif os.environ.get("RAY_AUTH_MODE") != "token":
-        raise SpecError(
-            f"the cluster at {address} is not on this machine: join it with a token, RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN_PATH=FILE, as its nodes were started with (see cluster/README.md)"
-        )
-    if (problem := _unreachable(host, int(port))) is not None:
-        raise SpecError(f"the cluster at {address} cannot be reached: {problem}; is its head up, is the port open?")
-
-
-def _unreachable(host: str, port: int) -> str | None:
-    try:
-        with socket.create_connection((host, port), timeout=REACH_S):
-            return None
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def _refusal(address: str, error: Exception) -> str:
-    text = str(error)
-    if "ersion mismatch" in text:
-        lines = " ".join(text.split())
-        return f"the cluster at {address} runs another Ray or Python than this: {lines[:300]}; install the same on both"
-    if any(word in text.lower() for word in ("token", "unauthenticated", "authentication")):
-        return (
-            f"the cluster at {address} refuses us: {first_line(error)}; set RAY_AUTH_MODE=token, and "
-            "RAY_AUTH_TOKEN_PATH to the file with the token that its nodes were started with"
-        )
-    return f"the cluster at {address} cannot be joined: {first_line(error)}"
-
-
-class Cluster:
-    """A crew of the cards of a Ray cluster. `shards`: how many a model's cases are dealt to; else one a card."""
-
-    def __init__(self, ray: Any, address: str, shards: int | None) -> None:
-        self.ray, self.address, self.shards = ray, address, shards
+    def __init__(self, address: str, shards: int | None = None) -> None:
+        self.ray, self.address, self.shards = joined(address), address, shards
         self.stopped = False
         self.archive, self.name = packed()
         self.settings = {machine.COMMIT: _commit()}
@@ -202,7 +123,11 @@ class Cluster:
             while going and not self.stopped:
                 self._hear(going)
                 now = time.monotonic()
-                for shard in [shard for shard in going if self._lost(shard, now)]:
+                lost = [] if self.stopped else [shard for shard in going if self._lost(shard, now)]
+                if lost and not self._head_there():
+                    self._headless(going)
+                    return
+                for shard in lost:
                     self._again(shard, archive)
                 if now - looked_s > NODES_S:
                     looked_s = now
@@ -216,6 +141,9 @@ class Cluster:
                 going = [shard for shard in going if shard.stream is not None]
             for shard in going:
                 self._cancel(shard)
+        except self.ray.exceptions.RayError as error:
+            for shard in shards:
+                self._tell(shard, m.Note(text=f"the cluster is lost: {_kind(error)}"))
         finally:
             self._leave()
 
@@ -302,7 +230,7 @@ class Cluster:
     def _cancel(self, shard: _Shard) -> None:
         if shard.stream is not None:
             stream, shard.stream = shard.stream, None
-            self.ray.cancel(stream, force=True)
+            _bounded(lambda: self.ray.cancel(stream, force=True))
 
     # The cluster
 
@@ -348,14 +276,23 @@ class Cluster:
 
     def _head_there(self) -> bool:
         host, _, port = self.ray.get_runtime_context().gcs_address.rpartition(":")
-        return _unreachable(host, int(port)) is None
+        return unreachable(host, int(port)) is None
 
     def _headless(self, shards: Sequence[_Shard]) -> None:
         for shard in shards:
-            self._tell(shard, m.Note(text=f"the cluster's head does not answer for {HEADLESS_S:.0f} s: given up"))
+            self._tell(shard, m.Note(text="the cluster's head does not answer any more: the same run id goes on"))
 
     def _leave(self) -> None:
-        self.ray.shutdown()
+        if not _bounded(self.ray.shutdown):
+            atexit.unregister(self.ray.shutdown)  # which would try once more
+
+
+def _bounded(call: Callable[[], object]) -> bool:
+    """Make a call of Ray's, which waits without end for a cluster that is gone; False where it did."""
+    made = threading.Thread(target=call, daemon=True)
+    made.start()
+    made.join(REACH_S)
+    return not made.is_alive()
 
 
 def packed() -> tuple[bytes, str]:

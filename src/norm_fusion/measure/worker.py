@@ -106,7 +106,12 @@ def main() -> int:
 
 
 def _get_ready(parent: Parent) -> None:
-    """Import what measuring on a GPU needs, and say so; nothing is begun on the device."""
+    """Import what measuring on a GPU needs, and say so; nothing is begun on the device.
+
+    Compiling too: on an H200 a process that had to import that when its turn came took seven seconds longer.
+    """
+    os.environ["TORCH_WARM_POOL"] = "0"  # or the import would start processes, beside the one that measures
+    import torch._inductor.compile_fx  # noqa: F401
 
     import norm_fusion.measure.case
     import norm_fusion.measure.ceiling  # noqa: F401

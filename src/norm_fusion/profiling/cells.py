@@ -81,7 +81,6 @@ def _work(job: Mapping[str, Any], say: Callable[..., None]) -> int:
     except environment.Refused as refusal:
         say("refused", message=str(refusal))
         return 2
-    environment.tune_anew()
     say("ready", pid=os.getpid())
     before = None
     for number, name, profile in job["cells"]:
