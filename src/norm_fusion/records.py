@@ -83,6 +83,11 @@ class Environment(Stored):
         """Hash of everything above: two records may be compared when theirs agree."""
         return sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
+    def unlike(self, other: Environment) -> dict[str, tuple[Any, Any]]:
+        """In what this and another differ: what it is here, and there."""
+        here, there = self.model_dump(), other.model_dump()
+        return {name: (here[name], there[name]) for name in here if here[name] != there[name]}
+
 
 class Conditions(Stored):
     """What changes while a run goes on: read before, after and several times a second. Not part of the fingerprint."""

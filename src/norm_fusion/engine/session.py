@@ -278,10 +278,10 @@ class Session:
         if self.environment is None:
             self._settle(environment, Conditions.model_validate(event["conditions"]))
         elif environment != self.environment:
-            odd = unlike(self.environment, environment)
+            odd = _unlike(self.environment, environment)
             self._note(f"process {shard.replicate + 1} found another environment than the first: {odd}")
         if self.records and self.task.environment is not None and self.task.environment != self.environment:
-            odd, was = unlike(self.task.environment, environment), self.task.environment
+            odd, was = _unlike(self.task.environment, environment), self.task.environment
             self.task = self.task.model_copy(update={"environment": None})
             raise _Elsewhere(odd or f"{was.device_name} was another")
         of = (self.plan.fewest, self.plan.most)
@@ -390,7 +390,6 @@ class Session:
         self.tell(m.Note(text=text))
 
 
-def unlike(was: Environment, is_: Environment) -> str:
+def _unlike(was: Environment, is_: Environment) -> str:
     """What of an environment is another, in words."""
-    before, after = was.model_dump(), is_.model_dump()
-    return ", ".join(f"{key} was {before[key]}, is {after[key]}" for key in before if before[key] != after[key])
+    return ", ".join(f"{name} was {before}, is {now}" for name, (before, now) in was.unlike(is_).items())

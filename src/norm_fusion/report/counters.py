@@ -2,42 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
-from rich.text import Text
 
 from norm_fusion.evidence.limiting import Limit, limit, traffic
-from norm_fusion.records import Counters
+from norm_fusion.records import Counters, Manifest
 from norm_fusion.report.notes import printable
 from norm_fusion.report.rows import duration
 from norm_fusion.report.sheet import NOTHING, Column, Group, Line, Sheet, print_sheet
 from norm_fusion.spec import ROOF, Matmul
 
 NOT = "not collected: "
+# Whose sentences a terminal is spared: the page has all.
+OTHERS = "torch-"
 TITLE = "Hardware counters of one cold call (profiled apart from all timing: its duration is no latency)"
 
 
+# What each column says; the page explains them in the same words.
+Said = Callable[[Counters], str | None]
+FIRST: tuple[tuple[str, Said], ...] = (
+    ("kernels", lambda one: _whole(len(one.kernels) or one.traced_kernels)),
+    ("DRAM", lambda one: _percent(one.dram_pct)),
+    ("moved", lambda one: None if one.dram_bytes is None else f"{one.dram_bytes / 1e6:,.1f} MB"),
+    ("of needed", lambda one: None if (found := traffic(one)) is None else f"{found.ratio:.2f}x"),
+    ("occupancy", lambda one: _percent(one.occupancy_pct)),
+    ("L2 hits", lambda one: _percent(one.l2_hit_pct)),
+    ("tensor", lambda one: _percent(one.tensor_pct)),
+)
+THEN: tuple[tuple[str, Said], ...] = (
+    ("registers", lambda one: _whole(one.registers)),
+    ("SM", lambda one: _percent(one.sm_pct)),
+    ("replayed", lambda one: None if one.duration_ms is None else duration(one.duration_ms)),
+    ("traced", lambda one: None if one.traced_ms is None else duration(one.traced_ms)),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A profile of a case on the page: what each column says, and what limits it."""
+
+    profile: str
+    figures: tuple[str | None, ...]
+    limit: Limit | None
+    roof: bool
+
+
 def show_counters(console: Console, counters: Sequence[Counters]) -> None:
-    """Print the table, why rows of it are empty, and what limits each profile; nothing where there are no counters."""
+    """Print the table, why rows of it are empty, and what limits our kernels; nothing where there are no counters."""
     if not counters:
         return
-    collected = [one for one in counters if one.kernels or one.traced_kernels is not None]
-    if collected:
-        print_sheet(console, _sheet(collected))
+    found = limits(counters)
+    if collected := _collected(counters):
+        print_sheet(console, _sheet(collected, found))
     console.print()
     for said in missing(counters):
         console.print(f"- {printable(said)}", soft_wrap=True)
-    for one, found in limits(counters):
-        line = Text(f"- {one.profile} at {one.case}: ")
-        line.append(found.kind, "bold")
-        console.print(line + Text(printable(found.sentence.removeprefix(found.kind))), soft_wrap=True)
+    for one in counters:
+        if (one.case, one.profile) in found and not one.profile.startswith(OTHERS):
+            sentence = found[one.case, one.profile].sentence
+            console.print(f"- {printable(f'{one.profile} at {one.case}: {sentence}')}", soft_wrap=True)
 
 
-def limits(counters: Sequence[Counters]) -> list[tuple[Counters, Limit]]:
-    """What limits each profile that has counters, the copy of its case as yardstick."""
+def ordered(counters: Iterable[Counters], manifest: Manifest) -> list[Counters]:
+    """As the run was asked: cases, then profiles, the copy last."""
+    asked = {cell: i for i, cell in enumerate(manifest.profiled)}
+    return sorted(counters, key=lambda one: asked.get((one.case, one.profile), len(asked)))
+
+
+def cells(counters: Sequence[Counters]) -> list[tuple[str, list[Cell]]]:
+    """The same for the page: the cells of each case."""
+    found = limits(counters)
+    groups: dict[str, list[Cell]] = {}
+    for one in _collected(counters):
+        figures = tuple(said(one) for _, said in (*FIRST, *THEN))
+        limit_ = found.get((one.case, one.profile))
+        groups.setdefault(one.case, []).append(Cell(one.profile, figures, limit_, one.profile == ROOF))
+    return list(groups.items())
+
+
+def limits(counters: Sequence[Counters]) -> dict[tuple[str, str], Limit]:
+    """What limits each profile that has counters, by case and profile; the copy of its case is the yardstick."""
     roofs = {one.case: one for one in counters if one.profile == ROOF}
-    return [(one, limit(one, roofs.get(one.case))) for one in counters if one.kernels and one.profile != ROOF]
+    contestants = [one for one in counters if one.kernels and one.profile != ROOF]
+    return {(one.case, one.profile): limit(one, roofs.get(one.case)) for one in contestants}
 
 
 def missing(counters: Sequence[Counters]) -> list[str]:
@@ -45,23 +94,24 @@ def missing(counters: Sequence[Counters]) -> list[str]:
     why: dict[tuple[str, str], list[str]] = {}
     for one in counters:
         if not one.kernels:
-            why.setdefault((one.reason or "no reason was kept", one.remedy or ""), []).append(
-                f"{one.profile} at {one.case}"
-            )
+            reason = (one.reason or "no reason was kept").removeprefix(NOT)
+            why.setdefault((reason, one.remedy or ""), []).append(f"{one.profile} at {one.case}")
     said = []
     for (reason, remedy), who in why.items():
-        whom = f" of all {len(who)}" if len(who) == len(counters) else f" of {', '.join(who[:2])}"
-        more = f" and {len(who) - 2} more" if len(who) > 2 and len(who) < len(counters) else ""
-        why_not = f"{reason.removeprefix(NOT)}{f'; {remedy}' if remedy else ''}"
-        said.append(f"hardware counters{whom}{more} were not collected: {why_not}")
+        everybody = len(who) == len(counters)
+        whom = f" of all {len(who)}" if everybody else f" of {', '.join(who[:2])}"
+        more = f" and {len(who) - 2} more" if len(who) > 2 and not everybody else ""
+        said.append(f"hardware counters{whom}{more} were not collected: {reason}{f'; {remedy}' if remedy else ''}")
+    untraced = dict.fromkeys(one.traced_reason.removeprefix(NOT) for one in counters if one.traced_reason)
     reasons = {reason for reason, _ in why}
-    untraced = dict.fromkeys(
-        one.traced_reason for one in counters if one.traced_reason and one.traced_reason not in reasons
-    )
-    return [*said, *(f"kernels were not traced: {reason.removeprefix(NOT)}" for reason in untraced)]
+    return [*said, *(f"kernels were not traced: {reason}" for reason in untraced if reason not in reasons)]
 
 
-def _sheet(counters: Sequence[Counters]) -> Sheet:
+def _collected(counters: Sequence[Counters]) -> list[Counters]:
+    return [one for one in counters if one.kernels or one.traced_kernels is not None]
+
+
+def _sheet(counters: Sequence[Counters], found: Mapping[tuple[str, str], Limit]) -> Sheet:
     lines: list[Line] = []
     of: list[Counters | None] = []
     for case in dict.fromkeys(one.case for one in counters):
@@ -70,31 +120,22 @@ def _sheet(counters: Sequence[Counters]) -> Sheet:
         for one in (one for one in counters if one.case == case):
             lines.append(Line(f"  {printable(one.profile)}", "dim" if one.profile == ROOF else ""))
             of.append(one)
-    tensor = any(one.case.startswith(f"{Matmul.op}-") for one in counters)
 
-    def column(head: str, said: Callable[[Counters], str | None]) -> Column:
+    def column(head: str, said: Said) -> Column:
         def cell(i: int) -> tuple[str, str]:
             one = of[i]
             return ("" if one is None else said(one) or NOTHING), ""
 
         return head, cell
 
-    main = [
-        column("kernels", lambda one: _whole(len(one.kernels) or one.traced_kernels)),
-        column("DRAM", lambda one: _percent(one.dram_pct)),
-        column("moved", lambda one: None if one.dram_bytes is None else f"{one.dram_bytes / 1e6:,.1f} MB"),
-        column("of needed", lambda one: None if (found := traffic(one)) is None else f"{found.ratio:.2f}x"),
-        column("occupancy", lambda one: _percent(one.occupancy_pct)),
-        column("L2 hits", lambda one: _percent(one.l2_hit_pct)),
-        *([column("tensor", lambda one: _percent(one.tensor_pct))] if tensor else []),
-    ]
-    more = [
-        column("registers", lambda one: _whole(one.registers)),
-        column("SM", lambda one: _percent(one.sm_pct)),
-        column("replayed", lambda one: None if one.duration_ms is None else duration(one.duration_ms)),
-        column("traced", lambda one: None if one.traced_ms is None else duration(one.traced_ms)),
-    ]
-    return Sheet(TITLE, "case / profile", lines, [Group(main), Group(more)])
+    def kind(one: Counters) -> str | None:
+        mine = found.get((one.case, one.profile))
+        return None if mine is None else mine.kind
+
+    tensor = any(one.case.startswith(f"{Matmul.op}-") for one in counters)
+    main = [column(head, said) for head, said in FIRST if tensor or head != "tensor"]
+    more = [column(head, said) for head, said in THEN]
+    return Sheet(TITLE, "case / profile", lines, [Group([*main, column("limit", kind)], left=("limit",)), Group(more)])
 
 
 def _percent(value: float | None) -> str | None:

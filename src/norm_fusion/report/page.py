@@ -23,9 +23,11 @@ import vl_convert
 from markupsafe import Markup
 
 from norm_fusion import metrics, nvml
+from norm_fusion.evidence.cards import short
 from norm_fusion.evidence.stored import concluded
 from norm_fusion.evidence.verdicts import DELTA
-from norm_fusion.records import Conclusions, Conditions, Label, Manifest
+from norm_fusion.records import Conclusions, Conditions, Counters, Label, Manifest
+from norm_fusion.report import counters as counted
 from norm_fusion.report.answer import alone, answers
 from norm_fusion.report.cells import MARKS, Timers, entry, glance, headings, shown, subjects, traffic
 from norm_fusion.report.chart import CONFIG
@@ -53,7 +55,7 @@ def write(store: RunStore, path: Path, conclusions: Conclusions | None = None) -
         conditions += store.conditions()
     except StoreError as error:
         unread = str(error)
-    page = render(manifest, rows_of(made, manifest), conditions, unread, made.rule)
+    page = render(manifest, rows_of(made, manifest), conditions, unread, made.rule, list(store.counters()))
     write_whole(path, page.encode())
     return path
 
@@ -64,13 +66,15 @@ def render(
     conditions: Iterable[Conditions] = (),
     unread: str = "",
     rule: int | None = None,
+    counters: Sequence[Counters] = (),
 ) -> str:
     """The page of a run: HTML that works from a file, without a network. `unread`: why there are no conditions."""
     script = Markup(_script())
+    counters = counted.ordered(counters, manifest)
     plots = [(panel, _figure(f"plot-{i}", panel.draw(rows))) for i, panel in enumerate(PANELS)]
     weather = [
         {"title": title, "said": said} | _figure(f"strip-{i}", chart)
-        for i, (title, said, chart) in enumerate(strips(conditions, manifest.environment))
+        for i, (title, said, chart) in enumerate(_weather(list(conditions), manifest))
     ]
     drawn = [{"panel": panel} | figure for panel, figure in plots if figure["spec"]]
     timers = Timers(usual(row.latency for row in rows), usual(row.ratio for row in rows))
@@ -106,9 +110,25 @@ def render(
         delta=DELTA,
         timers=timers,
         limits=list(limits(manifest, rows, timers)),
+        counted=counted.cells(counters),
+        counted_heads=[head for head, _ in (*counted.FIRST, *counted.THEN)],
+        uncounted=counted.missing(counters),
+        counters_title=counted.TITLE,
         records=[record for row in rows for record in row.series.values()],
         metrics=metrics,
     )
+
+
+def _weather(conditions: Sequence[Conditions], manifest: Manifest) -> Iterator[tuple[str, str, alt.LayerChart]]:
+    """The strips of each card; the readings of a run of one card may not say whose they are."""
+    cards = manifest.environments
+    if len(cards) < 2:
+        yield from strips(conditions, manifest.environment)
+        return
+    for card in cards:
+        mine = [reading for reading in conditions if reading.device_uuid == card.device_uuid]
+        for title, said, chart in strips(mine, card):
+            yield f"{title}, {short(card.device_uuid or card.device_name)}", said, chart
 
 
 @cache

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from norm_fusion.records import Counters, Environment, Label, Manifest, Status
 from norm_fusion.report.answer import answer
-from norm_fusion.report.counters import show_counters
+from norm_fusion.report.counters import ordered, show_counters
 from norm_fusion.report.notes import notes, printable
 from norm_fusion.report.quotes import Quote, claims, quote
 from norm_fusion.report.rows import (
@@ -55,7 +55,7 @@ def show(console: Console, manifest: Manifest, rows: Sequence[Row], counters: Se
     sheets = (_calls_sheet(rows), _claims_sheet(rows), _rates_sheet(rows)) if rows else ()
     for sheet in sheets:
         print_sheet(console, sheet)
-    show_counters(console, counters)
+    show_counters(console, ordered(counters, manifest))
     console.print()
     for note in notes(manifest, rows):
         console.print(_with_labels(f"- {note}", ""), soft_wrap=True)
