@@ -40,8 +40,10 @@ def test_a_refusal_is_a_sentence(texts: list[str], says: str) -> None:
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("nowhere", "is not HOST:PORT: write it like 10.0.0.4:6379, or auto"),
+        ("nowhere", "is not HOST:PORT: write it like 10.0.0.4:6379"),
         ("host:port", "is not HOST:PORT"),
+        ("auto", "is not HOST:PORT"),
+        ("ray://10.0.0.4:10001", "leave out what stands before ://"),
         ("10.0.0.4:6379", "is not on this machine: join it with a token"),
     ],
 )

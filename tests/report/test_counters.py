@@ -20,8 +20,21 @@ def printed(*rows: object, width: int = 160) -> str:
 def test_each_profile_has_its_figures_and_the_kind_of_its_limit() -> None:
     text = printed(counters("torch-eager", dram_pct=50.0), counters(ROOF, dram_pct=57.0))
     eager = next(line for line in text.splitlines() if "torch-eager" in line)
-    assert eager.split() == ["torch-eager", "1", "50.0%", "33.6", "MB", "0.50x", "60.0%", "50.0%", "memory", "roof",
+    assert eager.split() == ["torch-eager", "1", "50.0%", "33.6", "MB", "0.50x", "memory", "roof", "60.0%", "50.0%",
                              "40", "30.0%", "20.0", "µs", "19.0", "µs"]  # fmt: skip
+
+
+def test_nothing_is_wider_than_the_terminal() -> None:
+    rows = [counters("triton-fused-layernorm", case=MATMUL), counters("torch-compile-max"), counters(ROOF)]
+    tables = [line for line in printed(*rows, width=80).splitlines() if not line.startswith(("-", "Hardware"))]
+    assert max(map(len, tables)) <= 80
+
+
+def test_what_was_counted_and_traced_is_compared() -> None:
+    apart = counters("torch-compile-max", duration_ms=0.0145, traced_ms=0.0097)
+    assert "counted and traced were not the same kernels" in printed(apart)
+    assert "not the same kernels" not in printed(counters("torch-compile-max", duration_ms=0.0145, traced_ms=0.012))
+    assert "of needed below 1: what L2 still held" in printed(apart)
 
 
 def test_our_kernels_get_their_sentence_and_the_page_has_everybodys() -> None:

@@ -76,6 +76,7 @@ def test_what_is_done_is_not_asked_again_and_what_was_begun_goes_on(store: RunSt
 
 
 def test_nothing_is_left_of_a_run_that_is_done(store: RunStore) -> None:
+    kept(store, THIRD)
     store.write_manifest(asked(done=[FIRST, SECOND, THIRD]))
     found = left(store)
     assert (found.cases, found.profiled, found.earlier) == ((), (), [])
@@ -140,6 +141,7 @@ def test_what_an_interruption_cut_short_is_measured_again(store: RunStore) -> No
 
 def test_counters_that_are_there_are_not_collected_again(store: RunStore) -> None:
     cells = [(FIRST, "torch-eager"), (SECOND, "torch-eager")]
+    kept(store, THIRD)
     store.write_manifest(asked(done=[FIRST, SECOND, THIRD], profiled=cells))
     store.keep_counters(
         Counters(

@@ -70,7 +70,7 @@ def test_the_stored_names_are_the_documented_ones(tmp_path: Path) -> None:
 
 
 def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
-    RunStore.create(tmp_path, "a")
+    created(tmp_path)
     with pytest.raises(StoreError, match="exists .* choose another --run-id"):
         RunStore.create(tmp_path, "a")
 

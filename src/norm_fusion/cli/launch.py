@@ -130,21 +130,34 @@ def answer(question: Question, kept: Kept, json: bool, cluster: Cluster | None =
     from norm_fusion.runs import store
 
     run_id = store.checked_run_id(store.new_run_id() if kept.run_id is None else kept.run_id)
-    models = cluster.models if cluster is not None else ()
-    # One folder a model, each a run of its own, where there are several.
-    names = {f"{run_id}/{model}": model for model in models} if len(models) > 1 else {run_id: next(iter(models), None)}
+    names = _names(run_id, cluster, kept.output)
     console = Console(stderr=True)
     with ExitStack() as held:
         with Watch(console) as watch:
             runs = [_run(question, kept, name, model, cluster, watch, held) for name, model in names.items()]
-            begun = [run for run in runs if run.plan.cases or run.plan.profiled]
-            outcomes = engine.carry_out(begun, _crew(question, cluster)) if begun else []
-        outcomes += [_as_it_is(run) for run in runs if run not in begun]
-    found = [outcome for outcome in outcomes if outcome.kept]
-    _print(found, json)
+            # Of a finished run nothing is left: it is shown as it is.
+            begun = [run for run in runs if run.manifest.state != "finished"]
+            made = (
+                dict(zip(map(id, begun), engine.carry_out(begun, _crew(question, cluster)), strict=True))
+                if begun
+                else {}
+            )
+        outcomes = [made[id(run)] if id(run) in made else _as_it_is(run) for run in runs]
+    _print([outcome for outcome in outcomes if outcome.kept], json)
     for outcome in outcomes:
         _say_how_it_ended(console, outcome, kept.output)
     raise typer.Exit(max(outcome.exit_code for outcome in outcomes))
+
+
+def _names(run_id: str, cluster: Cluster | None, output: Path) -> dict[str, str | None]:
+    """The runs that are meant, and the model of GPU of each: a folder a model where there are, or were, several."""
+    models = cluster.models if cluster is not None else ()
+    folder = output / run_id
+    if (folder / "manifest.json").exists() and len(models) > 1:
+        raise SpecError(f"run {run_id!r} exists in {output} and is of one model: choose another --run-id")
+    if len(models) > 1 or (models and any(folder.glob("*/manifest.json"))):
+        return {f"{run_id}/{model}": model for model in models}
+    return {run_id: next(iter(models), None)}
 
 
 def _run(
@@ -170,7 +183,7 @@ def _run(
             held.callback(resume.lock(made).release)
             return made
 
-        if store.path.exists():
+        if store.path.exists() and not store.unborn:
             raise SpecError(f"{store.path} exists and is no run: choose another --run-id, or another --output")
         return engine.Run(plan, asked, create, listener)
     held.callback(resume.lock(store).release)
@@ -261,15 +274,27 @@ def _say_how_it_ended(console: Console, outcome: engine.Outcome, output: Path) -
         console.print(text, style=style, soft_wrap=True, highlight=False)
 
     manifest = outcome.manifest
-    if not outcome.kept or manifest is None:
+    assert manifest is not None
+    kept = output / manifest.run_id
+    if not outcome.kept:
         early = "interrupted before" if outcome.interrupted is not None else "it ended before"
-        say(outcome.problem or f"{early} anything was measured: nothing was kept")
+        there = f"{kept} is as it was" if (kept / "manifest.json").exists() else "nothing was kept"
+        say(outcome.problem or f"{early} anything was measured: {there}")
         return
     if outcome.problem is not None:
-        say(f"{outcome.problem}; what is shown was measured", "red")
-    kept = output / manifest.run_id
+        shown = "what is shown was measured; " if outcome.records else ""
+        goes_on = f"the same command with --run-id {_asked_id(manifest)} goes on once that is mended"
+        say(f"{outcome.problem}; {shown}{goes_on}", "red")
     if manifest.state in ("interrupted", "partial", "blocked"):
         done = f"{len(manifest.done)} of {len(manifest.cases)} cases are done"
-        say(f"{manifest.state}: {done}; the same command goes on with --run-id {manifest.run_id}", "yellow")
+        say(f"{manifest.state}: {done}; the same command goes on with --run-id {_asked_id(manifest)}", "yellow")
+    if not outcome.records:
+        say(f"kept in {kept}")
+        return
     command = "norm-fusion" if shutil.which("norm-fusion") else f"{os.path.relpath(sys.executable)} -m norm_fusion"
     say(f"kept in {kept}; a page of it: {command} report {kept}")
+
+
+def _asked_id(manifest: Manifest) -> str:
+    """The run id that is typed: of several models that before the slash."""
+    return manifest.run_id.partition("/")[0]

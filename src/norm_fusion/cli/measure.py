@@ -145,15 +145,19 @@ def _run(
     from norm_fusion.runs import suites
 
     with usage("norm-fusion run"):
-        chosen = suites.load(suite)
+        # An option of a suite's own may stand before it: the parser knows neither.
+        typed = [suite, *context.args]
+        named = next((word for word in typed if not word.startswith("-")), suite)
+        typed.remove(named)
+        chosen = suites.load(named)
         known = {f"--include-{name}": name for name in chosen.options}
-        unknown = [word for word in context.args if word not in known]
+        unknown = [word for word in typed if word not in known]
         if unknown:
             raise SpecError(
                 f"option {unknown[0]!r} is unknown: suite {chosen.name} has {', '.join(known) or 'no optional parts'}; "
                 "other options are in `norm-fusion run --help`"
             )
-        cases = chosen.select(tuple(known[word] for word in context.args))
+        cases = chosen.select(tuple(known[word] for word in typed))
         question = Question(
             title=chosen.title,
             question=chosen.question,

@@ -118,7 +118,7 @@ AddressOption = Annotated[
         "--address",
         metavar="HOST:PORT",
         envvar="RAY_ADDRESS",
-        help="Measure on the GPUs of a Ray cluster: its head, or auto.  [default: this machine's GPUs]",
+        help="Measure on the GPUs of the Ray cluster with this head.  [default: this machine's GPUs]",
         show_default=False,
     ),
 ]
@@ -228,4 +228,6 @@ def print_runs(runs: Sequence[tuple[Manifest, Conclusions, Sequence[Counters]]],
     from norm_fusion.report.table import show
 
     for manifest, rows, counters in made:
+        if len(made) > 1:
+            console(PIPE_WIDTH).rule(manifest.run_id, align="left")
         show(console(PIPE_WIDTH), manifest, rows, counters)

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,7 @@ from norm_fusion.spec import Case
 SHARD = [sys.executable, "-m", "norm_fusion.engine.shard"]
 # A shard's process says every few seconds that it is there (see shard.py): one that is silent for so long hangs.
 SILENT_S = 60.0
+LOOK_S = 1.0  # how often we look
 # A message is at most the samples of a case.
 MAX_LINE = 2**30
 
@@ -83,22 +85,18 @@ class Cards:
         for device, (task, _) in waiting.items():
             self._start(device, self.cards[int(device.partition(":")[2])], task, heard)
         takes = {device: take for device, (_, take) in waiting.items()}
-        open_ = set(waiting)
+        spoke = dict.fromkeys(waiting, time.monotonic())
         try:
-            while open_:
-                try:
-                    device, line = heard.get(timeout=SILENT_S)
-                except queue.Empty:
-                    self._end(open_)  # each ends with an empty line, and its code says the rest
-                    continue
-                if line:
-                    message = m.read(line)
-                    takes[device](device, message)
-                    if isinstance(message, m.Finished):
-                        waiting.pop(device, None)
-                else:
-                    open_.discard(device)
-                    self._ended(device, waiting)
+            while spoke:
+                with suppress(queue.Empty):
+                    device, line = heard.get(timeout=LOOK_S)
+                    if device in spoke and not self._hear(device, line, waiting, takes):
+                        del spoke[device]
+                        self._ended(device, waiting)
+                    elif device in spoke:
+                        spoke[device] = time.monotonic()
+                # Each that is ended ends with an empty line, and its code says the rest.
+                self._end(device for device, at in spoke.items() if time.monotonic() - at > SILENT_S)
         finally:
             self._end(self.running)
 
@@ -107,6 +105,16 @@ class Cards:
         for process in self.running.values():
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
+
+    def _hear(self, device: str, line: bytes | None, waiting: dict[str, Job], takes: Mapping[str, Take]) -> bool:
+        """Take a message; False where there will be no other: its process ended, maybe in the middle of this one."""
+        if not line or not line.endswith(b"\n"):
+            return False
+        message = m.read(line)
+        takes[device](device, message)
+        if isinstance(message, m.Finished):
+            waiting.pop(device, None)
+        return True
 
     def _start(self, device: str, card: str, task: m.Task, heard: queue.Queue[tuple[str, bytes | None]]) -> None:
         only = os.environ | {"CUDA_VISIBLE_DEVICES": card}

@@ -48,6 +48,7 @@ class _Shard:
     where: str = ""
     heard_s: float = 0.0
     began: bool = False
+    waits: bool = False  # for a card, as was told
     over: bool = False  # told to its end
     made: list[m.Made] = field(default_factory=list)
     environment: Any = None
@@ -131,6 +132,7 @@ class Cluster:
                     self._again(shard, archive)
                 if now - looked_s > NODES_S:
                     looked_s = now
+                    self._say_who_waits(going)
                     head_s = now if self._head_there() else head_s
                     if now - head_s > HEADLESS_S:
                         self._headless(going)
@@ -160,10 +162,13 @@ class Cluster:
         cpickle.register_pickle_by_value(remote)
         try:
             task, model = shard.rest(), shard.task.model
-            wanted: dict[str, Any] = {"num_cpus": 1, "max_retries": 0}
-            if model is not None:
-                wanted |= {"num_gpus": 1, "resources": {f"{TYPE}{model}": 0.001}}
-            function = self.ray.remote(remote.shard).options(num_returns="streaming", **wanted)
+            function = self.ray.remote(remote.shard).options(
+                num_returns="streaming",
+                max_retries=0,
+                num_cpus=0 if model is not None else 1,
+                num_gpus=1 if model is not None else 0,
+                resources={f"{TYPE}{model}": 0.001} if model is not None else {},
+            )
             line = task.model_dump_json(by_alias=True).encode()
             shard.stream = function.remote(line, archive, self.name, self.settings)
         finally:
@@ -175,26 +180,35 @@ class Cluster:
     def _hear(self, shards: Sequence[_Shard]) -> None:
         """Take what has arrived; waits a moment where nothing has."""
         by_stream = {shard.stream: shard for shard in shards if shard.stream is not None}
-        ready, _ = self.ray.wait(list(by_stream), num_returns=len(by_stream), timeout=LOOK_S, fetch_local=False)
-        for stream in ready:
-            shard = by_stream[stream]
-            try:
-                line = self.ray.get(next(stream), timeout=REACH_S * 12)
-            except StopIteration:
-                shard.stream = None
-                if not shard.over:
-                    shard.heard_s = 0.0  # lost
-            except (self.ray.exceptions.RayError, ConnectionError) as error:
-                self._tell(shard, m.Note(text=f"lost: {_kind(error)}"))
-                shard.stream, shard.heard_s = None, 0.0
-            else:
-                self._follow(shard, line)
+        ready, _ = self.ray.wait(list(by_stream), num_returns=1, timeout=LOOK_S, fetch_local=False)
+        while ready and not self.stopped:
+            for stream in ready:
+                self._next(by_stream[stream])
+            streams = [shard.stream for shard in shards if shard.stream is not None]
+            ready, _ = (
+                self.ray.wait(streams, num_returns=len(streams), timeout=0, fetch_local=False) if streams else ([], [])
+            )
+
+    def _next(self, shard: _Shard) -> None:
+        """Take the message that is there, or the end of them."""
+        try:
+            line = self.ray.get(next(shard.stream), timeout=REACH_S * 12)
+        except StopIteration:
+            shard.stream = None
+        except (self.ray.exceptions.RayError, ConnectionError) as error:
+            self._tell(shard, m.Note(text=f"lost: {_kind(error)}"))
+            shard.stream = None
+        else:
+            self._follow(shard, line)
 
     def _follow(self, shard: _Shard, line: bytes) -> None:
         shard.heard_s = time.monotonic()
         event = json.loads(line[:65536]) if line.startswith((b'{"kind": "started"', b'{"kind": "gone"')) else None
         if event is None:
-            message = m.read(line)
+            try:
+                message = m.read(line)
+            except ValueError:  # its process ended in the middle of it
+                return
             shard.note(message)
             self._tell(shard, message)
         elif event["kind"] == "started":
@@ -262,17 +276,25 @@ class Cluster:
     def _cards(self, model: str | None) -> int:
         if model is not None:
             return self._models().get(model, 0)
-        return sum(1 for node in self.ray.nodes() if node["Alive"])
+        return sum(1 for node in self.ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1)
 
     def _blocked(self, shards: Iterable[_Shard]) -> list[_Shard]:
-        """Those whose model no node has: told, and not waited for."""
-        there = self._models()
-        found = [shard for shard in shards if shard.task.model is not None and shard.task.model not in there]
+        """Those whose model no node has, or that want a CPU where there is none: told, and not waited for."""
+        there, cpus = self._models(), self._cards(None)
+        found = [one for one in shards if (not cpus if one.task.model is None else one.task.model not in there)]
         for shard in found:
             self._cancel(shard)
-            reason = f"blocked: no node with a GPU of model {shard.task.model}; the cluster has {_listed(there)}"
+            wanted = "CPUs to lend" if shard.task.model is None else f"a GPU of model {shard.task.model}"
+            reason = f"blocked: no node with {wanted}; the cluster has {_listed(there)}"
             shard.take("", m.Blocked(reason=reason))
         return found
+
+    def _say_who_waits(self, shards: Sequence[_Shard]) -> None:
+        """A card that another run has is waited for, and that is said, once."""
+        for shard in shards:
+            if shard.stream is not None and not shard.began and not shard.waits:
+                shard.waits = True
+                shard.take(f"shard {shard.number + 1}", m.Note(text="waits for a card that is free", passing=True))
 
     def _head_there(self) -> bool:
         host, _, port = self.ray.get_runtime_context().gcs_address.rpartition(":")

@@ -54,11 +54,14 @@ def _join(ray: Any, address: str) -> Exception | None:
 
 def _checked(address: str) -> None:
     """Can it be reached, and is it ours alone?"""
-    if address == "auto":
-        return
+    if "://" in address:
+        raise SpecError(
+            f"--address {address!r}: leave out what stands before ://, and give the port of Ray's head: HOST:PORT"
+        )
     host, _, port = address.rpartition(":")
+    host = host.strip("[]")
     if not host or not port.isdecimal():
-        raise SpecError(f"--address {address!r} is not HOST:PORT: write it like 10.0.0.4:6379, or auto")
+        raise SpecError(f"--address {address!r} is not HOST:PORT: write it like 10.0.0.4:6379")
     if host in LOOPBACK:
         # A plain ray.init() would write a token, and turn authentication on for every later head of this machine.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")

@@ -73,7 +73,7 @@ class Keeper:
                 self._stored.append_conditions(message.readings)
             case m.Log():
                 self._stored.append_log(message.text)
-            case m.Note():
+            case m.Note() if not message.passing:
                 self.note(f"{where}: {message.text}" if where else message.text)
             case m.Anew():
                 self._anew(where, message)
@@ -84,6 +84,7 @@ class Keeper:
                 self.note(message.reason)
                 self.event("blocked", reason=message.reason)
             case m.Done():
+                self.open()
                 self._update(
                     done=[name for name in self.manifest.cases if name in {*self.manifest.done, *message.cases}]
                 )
@@ -105,6 +106,7 @@ class Keeper:
             self.store = self.create()
             self.outcome.kept = True
             self.store.write_manifest(self.manifest)
+            self.store.drop_conclusions()
             self.outcome.records = list(self.store.records())
             self.outcome.counters = list(self.store.counters())
 

@@ -119,10 +119,11 @@ class Log(_Said):
 
 
 class Note(_Said):
-    """What went wrong with the run itself."""
+    """What went wrong with the run itself; what is `passing` is shown, and not kept."""
 
     kind: Literal["note"] = "note"
     text: str
+    passing: bool = False
 
 
 class Anew(_Said):

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,8 @@ from pathlib import Path
 
 # Of what a shard's process printed, this much of the end is passed on where it ended badly.
 LAST_WORDS = 4000
+# In the folder that our code was unpacked to, when all of it was.
+WHOLE = "whole"
 
 
 def shard(task: bytes, archive: bytes, name: str, settings: Mapping[str, str]) -> Iterator[bytes]:
@@ -69,16 +72,27 @@ def _where() -> str:
 
 
 def unpacked(archive: bytes, name: str) -> Path:
-    """The folder with our package in it: unpacked once a node, under a name of its content."""
+    """The folder with our package in it, under a name of its content: unpacked once a node, and nobody's but ours."""
     folder = Path(tempfile.gettempdir()) / f"norm-fusion-{os.getuid()}-{name}"
-    if not folder.exists():
-        with tempfile.TemporaryDirectory(dir=tempfile.gettempdir()) as scratch:
-            made = Path(scratch) / "code"
-            with zipfile.ZipFile(io.BytesIO(archive)) as packed:
-                packed.extractall(made)
-            with suppress(OSError):  # another shard of this node was faster
-                made.rename(folder)
-    return folder
+    if _ours(folder):
+        return folder
+    made = Path(tempfile.mkdtemp(prefix="norm-fusion-"))  # mode 0700
+    with zipfile.ZipFile(io.BytesIO(archive)) as packed:
+        packed.extractall(made)
+    (made / WHOLE).touch()
+    with suppress(OSError):  # another shard of this node was faster, or somebody's folder has the name
+        made.rename(folder)
+        return folder
+    return made
+
+
+def _ours(folder: Path) -> bool:
+    """A folder of this user's, that nobody else may write to, unpacked to its end."""
+    with suppress(OSError):
+        found = folder.lstat()
+        mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+        return mine and (folder / WHOLE).is_file() and (folder / "norm_fusion" / "__init__.py").is_file()
+    return False
 
 
 def _print(process: subprocess.Popen[bytes], said: list[bytes]) -> None:

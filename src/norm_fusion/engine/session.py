@@ -53,6 +53,7 @@ class Session:
         self.task, self.plan, self.tell = task, task.plan, tell
         self.device = task.plan.shard.device
         self.interrupted: int | None = None  # the signal that ended it early
+        self.refused = False
         self.environment: Environment | None = None
         self.host: Host | None = None
         self.standby: processes.Worker | None = None  # the next one
@@ -78,7 +79,7 @@ class Session:
                 self._attempts()
             except _Unsuitable as unsuitable:
                 self.tell(m.Refused(message=str(unsuitable)))
-                return
+                self.refused = True
             except _Elsewhere as elsewhere:
                 cases = dict.fromkeys(record.case for record in self.records)
                 self.tell(m.Anew(cases=list(cases), reason=str(elsewhere)))
@@ -87,9 +88,9 @@ class Session:
             for case in [case for case in self.plan.cases if case.name in self.absent.untold]:
                 assert self.host is not None
                 self._keep(case, [], self.host.shard, self._fingerprint)  # of the process that was interrupted
-            if self.interrupted is None and self._where is not None:
+            if self.interrupted is None and self._where is not None and not self.refused:
                 self.tell(m.Done(cases=[case.name for case in self.plan.cases]))
-            self._profile()
+                self._profile()
         finally:
             self.close()
         self.tell(m.Finished(interrupted=self.interrupted))
@@ -126,9 +127,9 @@ class Session:
         cases = self.plan.cases
         self._attempt(0, cases)
         for attempt in range(1, self.plan.reruns + 1):
-            noisy = self._noisy()
+            noisy = self._noisy(attempt)
             cases = tuple(case for case in cases if case.name in noisy)
-            if not cases:
+            if not cases or self.refused:
                 break
             if not self._may_go_on(len(cases) * self.plan.fewest):
                 noisy_ones = "1 noisy case was" if len(cases) == 1 else f"{len(cases)} noisy cases were"
@@ -223,6 +224,7 @@ class Session:
                 log = fate.log.strip()[-2000:]
                 died = f"the measuring process {fate.reason} before it could say where it runs:\n{log}"
                 self.tell(m.Refused(message=fate.refusal or died))
+                self.refused = True
                 return
             self._lose(fate, remaining, shard)
 
@@ -345,7 +347,7 @@ class Session:
 
     def _profile(self) -> None:
         """Hardware counters, apart from all timing."""
-        if self.interrupted is not None or self._where is None or not self.plan.profiled:
+        if not self.plan.profiled:
             return
         from norm_fusion import profiling
 
@@ -368,20 +370,21 @@ class Session:
             raise _Stopped
         self.tell(m.Step(case=case, what=what))
 
-    def _noisy(self) -> list[str]:
-        """The cases to run again."""
+    def _noisy(self, attempt: int) -> list[str]:
+        """The cases to run again, by what the attempts before say; what there is of this one decides nothing."""
         if self.interrupted is not None or self._where is None or self.plan.most < ENOUGH:
             return []  # of so few there is no call that a rerun could mend
-        return verdicts.needs_rerun(self._conclude().calls)
+        return verdicts.needs_rerun(self._conclude(attempt).calls)
 
     def _widest(self, case: Case, attempt: int) -> float | None:
         assert self._where is not None
         mine = [r for r in self.records if r.case == case.name and r.attempt == attempt]
         return verdicts.widest(pool(mine, self._samples_of, self._where), case.name)
 
-    def _conclude(self) -> Conclusions:
+    def _conclude(self, attempt: int) -> Conclusions:
         manifest = self.task.manifest.model_copy(update={"environment": self._where, "further": []})
-        return verdicts.conclude(self.records, self._samples_of, manifest)
+        before = [record for record in self.records if record.attempt < attempt]
+        return verdicts.conclude(before, self._samples_of, manifest)
 
     def _samples_of(self, record: Record) -> Samples:
         return self._samples[record.key]

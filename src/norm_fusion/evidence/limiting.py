@@ -17,6 +17,8 @@ Kind = Literal["memory roof", "launch", "tensor pipe", "instructions", "occupanc
 # Kernels of four programs that touch 22 kB take 2.1 to 2.4 us on an H200: up to twice that, one is mostly its own
 # beginning and end.
 LAUNCH_MS = 0.0048
+# Where the copy itself is no longer than that, up to twice as long as the copy.
+AS_THE_COPY = 2.0
 # Nsight Compute's own rules call a resource above 80% of its peak the limit: of memory the roof stands for the peak.
 NEAR_ROOF = 0.8
 # They speak of latency where everything is below 60% of its peak.
@@ -57,23 +59,36 @@ def limit(counters: Counters, roof: Counters | None = None) -> Limit:
         return Limit("not collected", counters.reason or "not collected: the counters that it follows from are missing")
     reached, memory = _of_the_roof(dram, roof)
     each = duration / len(counters.kernels)
-    if each <= LAUNCH_MS:
+    # A copy that is mostly its own beginning and end says nothing of memory.
+    copy_ms = _each(roof)
+    small = copy_ms is not None and copy_ms <= LAUNCH_MS
+    if each <= LAUNCH_MS or (copy_ms is not None and small and each <= AS_THE_COPY * copy_ms):
         kernels = "its kernel takes" if len(counters.kernels) == 1 else f"its {len(counters.kernels)} kernels take"
         on_average = "" if len(counters.kernels) == 1 else " on average"
         sentence = f"{kernels} {each * 1e3:.1f} µs{on_average}, about what it takes to begin and end one; {memory}"
-        return _limit("launch", sentence)
+        return _limit("launch", sentence + _much_traffic(counters))
     if tensor is not None and tensor >= max(SATURATED_PCT, min(100.0, 100 * reached)):
         return _limit("tensor pipe", f"the tensor pipes are busy {tensor:.0f}% of the time; DRAM is at {dram:.0f}%")
-    if reached >= NEAR_ROOF:
+    if reached >= NEAR_ROOF and not small:
         return _limit("memory roof", f"{memory}{_with_resident(resident)}{_much_traffic(counters)}")
     if sm is not None and sm >= SATURATED_PCT:
-        return _limit("instructions", f"the multiprocessors' busiest part is at {sm:.0f}% of its peak; {memory}")
+        busiest = f"the multiprocessors' busiest part is at {sm:.0f}% of its peak; {memory}"
+        return _limit("instructions", busiest + _much_traffic(counters))
     if resident is not None and resident < RESIDENT_PCT and (tensor is None or tensor < TENSOR_IDLE_PCT):
         few = f"only {resident:.0f}% of the warps are resident, too few to wait for memory while others work"
-        return _limit("occupancy", f"{few}; {memory}")
+        return _limit("occupancy", f"{few}; {memory}{_much_traffic(counters)}")
     busy = [f"{name} at {pct:.0f}%" for name, pct in (("multiprocessors", sm), ("tensor pipes", tensor)) if pct]
     others = f", {', '.join(busy)}" if busy else ""
-    return _limit("latency", f"nothing is saturated: {memory}{others}{_with_resident(resident)}")
+    return _limit(
+        "latency", f"nothing is saturated: {memory}{others}{_with_resident(resident)}{_much_traffic(counters)}"
+    )
+
+
+def _each(counters: Counters | None) -> float | None:
+    """The time of a kernel, on average."""
+    if counters is None or counters.duration_ms is None or not counters.kernels:
+        return None
+    return counters.duration_ms / len(counters.kernels)
 
 
 def traffic(counters: Counters) -> Traffic | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -27,16 +27,21 @@ FIRST: tuple[tuple[str, Said], ...] = (
     ("DRAM", lambda one: _percent(one.dram_pct)),
     ("moved", lambda one: None if one.dram_bytes is None else f"{one.dram_bytes / 1e6:,.1f} MB"),
     ("of needed", lambda one: None if (found := traffic(one)) is None else f"{found.ratio:.2f}x"),
+)
+THEN: tuple[tuple[str, Said], ...] = (
     ("occupancy", lambda one: _percent(one.occupancy_pct)),
     ("L2 hits", lambda one: _percent(one.l2_hit_pct)),
     ("tensor", lambda one: _percent(one.tensor_pct)),
-)
-THEN: tuple[tuple[str, Said], ...] = (
     ("registers", lambda one: _whole(one.registers)),
+)
+LAST: tuple[tuple[str, Said], ...] = (
     ("SM", lambda one: _percent(one.sm_pct)),
     ("replayed", lambda one: None if one.duration_ms is None else duration(one.duration_ms)),
     ("traced", lambda one: None if one.traced_ms is None else duration(one.traced_ms)),
 )
+COLUMNS = (*FIRST, *THEN, *LAST)
+# A replay and a trace of one kernel that is no shorter than this are so far apart at most: else they were two kernels.
+LONG_MS, ALIKE = 0.008, 1.25
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def cells(counters: Sequence[Counters]) -> list[tuple[str, list[Cell]]]:
     found = limits(counters)
     groups: dict[str, list[Cell]] = {}
     for one in _collected(counters):
-        figures = tuple(said(one) for _, said in (*FIRST, *THEN))
+        figures = tuple(said(one) for _, said in COLUMNS)
         limit_ = found.get((one.case, one.profile))
         groups.setdefault(one.case, []).append(Cell(one.profile, figures, limit_, one.profile == ROOF))
     return list(groups.items())
@@ -104,7 +109,22 @@ def missing(counters: Sequence[Counters]) -> list[str]:
         said.append(f"hardware counters{whom}{more} were not collected: {reason}{f'; {remedy}' if remedy else ''}")
     untraced = dict.fromkeys(one.traced_reason.removeprefix(NOT) for one in counters if one.traced_reason)
     reasons = {reason for reason, _ in why}
+    said += _others(counters)
     return [*said, *(f"kernels were not traced: {reason}" for reason in untraced if reason not in reasons)]
+
+
+def _others(counters: Sequence[Counters]) -> Iterator[str]:
+    """What the figures do not say by themselves."""
+    if any((found := traffic(one)) is not None and found.ratio < 1 for one in counters):
+        yield "of needed below 1: what L2 still held to be written when a kernel ended is not counted, nothing is saved"
+    odd = [
+        f"{one.profile} at {one.case} (replayed {duration(one.duration_ms)}, traced {duration(one.traced_ms)})"
+        for one in counters
+        if one.duration_ms is not None and one.traced_ms and max(one.duration_ms, one.traced_ms) > LONG_MS
+        if not 1 / ALIKE <= one.duration_ms / one.traced_ms <= ALIKE
+    ]
+    if odd:
+        yield f"counted and traced were not the same kernels, as what tunes itself chooses anew: {', '.join(odd)}"
 
 
 def _collected(counters: Sequence[Counters]) -> list[Counters]:
@@ -133,9 +153,11 @@ def _sheet(counters: Sequence[Counters], found: Mapping[tuple[str, str], Limit])
         return None if mine is None else mine.kind
 
     tensor = any(one.case.startswith(f"{Matmul.op}-") for one in counters)
-    main = [column(head, said) for head, said in FIRST if tensor or head != "tensor"]
-    more = [column(head, said) for head, said in THEN]
-    return Sheet(TITLE, "case / profile", lines, [Group([*main, column("limit", kind)], left=("limit",)), Group(more)])
+    first, then, last = (
+        [column(head, said) for head, said in some if tensor or head != "tensor"] for some in (FIRST, THEN, LAST)
+    )
+    groups = [Group([*first, column("limit", kind)], left=("limit",)), Group(then), Group(last)]
+    return Sheet(TITLE, "case / profile", lines, groups)
 
 
 def _percent(value: float | None) -> str | None:

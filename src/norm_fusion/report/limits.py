@@ -44,11 +44,13 @@ def limits(manifest: Manifest, rows: Sequence[Row], timers: Timers) -> Iterator[
             "and nothing here says how fast they are on a GPU."
         )
     elif environment:
-        yield f"One GPU, {environment.device_name}: nothing here says how another model would do."
+        cards = len({one.device_uuid for one in manifest.environments})
+        count = "One GPU" if cards == 1 else f"{cards} GPUs"
+        yield f"{count}, {environment.device_name}: nothing here says how another model would do."
     if environment and environment.dirty:
         yield "The checkout had uncommitted changes: its commit alone does not reproduce this run."
-    if environment and {row.any.fingerprint for row in rows} - {environment.fingerprint}:
-        yield "Some records carry another fingerprint than this environment: they were measured elsewhere."
+    if environment and {row.any.fingerprint for row in rows} - {one.fingerprint for one in manifest.environments}:
+        yield "Some records carry a fingerprint of no environment of this run: they were measured elsewhere."
     yield from company(manifest)
     if measured:
         yield "Forward pass, random values with a few large channels; no other shape or dtype was timed."

@@ -97,8 +97,8 @@ def changed(manifest: Manifest, rows: Sequence[Row]) -> Iterator[str]:
     """Cases during which a setting, or something else that a run's environment tells, became another."""
     if manifest.environment is None or manifest.schema_version == 1:  # whose fingerprint was of other facts
         return
-    was = manifest.environment.fingerprint
-    odd = [row.any.case for row in rows if row.any.status is Status.OK and row.any.fingerprint != was]
+    known = {environment.fingerprint for environment in manifest.environments}
+    odd = [row.any.case for row in rows if row.any.status is Status.OK and row.any.fingerprint not in known]
     if odd:
         named = _some(list(dict.fromkeys(odd)))
         yield f"device, software or settings changed during the run, so no claim is valid there: {named}"

@@ -111,7 +111,7 @@ def render(
         timers=timers,
         limits=list(limits(manifest, rows, timers)),
         counted=counted.cells(counters),
-        counted_heads=[head for head, _ in (*counted.FIRST, *counted.THEN)],
+        counted_heads=[head for head, _ in counted.COLUMNS],
         uncounted=counted.missing(counters),
         counters_title=counted.TITLE,
         records=[record for row in rows for record in row.series.values()],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 
 from norm_fusion.records import Record
-from norm_fusion.runs.files import records_in, write_whole
+from norm_fusion.runs.files import StoreError, records_in, write_whole
 from norm_fusion.runs.store import SUM, SUMS, RunStore
 
 FOLDERS = ("records", "samples", "counters")
@@ -47,23 +48,41 @@ def move(store: RunStore, files: Iterable[str]) -> None:
     store.write_sum_lines(line for line in lines if line not in gone)
 
 
-def mend(store: RunStore) -> list[str]:
+def mend(store: RunStore, done: Collection[str] = ()) -> list[str]:
     """Undo what a sudden end left half done; returns a sentence where there was something.
 
     A file without its line was written in the last moment, and is set aside with its partner; so are samples without
     their records. A line that is cut off, or whose file is not there, is dropped, as is a file that was not whole.
+
+    Raises:
+        StoreError: what is wrong is no sudden end: the sums are gone, or a file of a case that is `done`.
     """
-    for folder in FOLDERS:
-        for path in (store.path / folder).glob(".*"):
+    for folder in (".", *FOLDERS):
+        for path in (store.path / folder).glob(".*.*"):
             path.unlink()
+    _refuse_damage(store, done)
     lines = [line for line in store.sum_lines() if SUM.fullmatch(line) and (store.path / _file(line)).exists()]
     store.write_sum_lines(lines)
     told = {_file(line) for line in lines}
     names = {path.name for path in store.record_files()}
     names |= {path.name.removesuffix(".gz") for path in (store.path / "samples").glob("*.json.gz")}
     odd = [name for name in sorted(names) if not _whole(store, name, told)]
-    move(store, [file for name in odd for file in pair(name)])
-    return [f"of a process that ended suddenly, set aside: {', '.join(odd)}"] if odd else []
+    counters = [f"counters/{path.name}" for path in sorted((store.path / "counters").glob("*.json"))]
+    untold = [file for file in counters if file not in told]
+    move(store, [*(file for name in odd for file in pair(name)), *untold])
+    found = [*odd, *untold]
+    return [f"of a process that ended suddenly, set aside: {', '.join(found)}"] if found else []
+
+
+def _refuse_damage(store: RunStore, done: Collection[str]) -> None:
+    if store.record_files() and not (store.path / SUMS).is_file():
+        raise StoreError(
+            f"{store.path / SUMS} is missing: nothing tells that the records are as they were; bring it back"
+        )
+    for line in store.sum_lines():
+        file = _file(line)
+        if SUM.fullmatch(line) and Path(file).name.partition(".")[0] in done and not (store.path / file).exists():
+            raise StoreError(f"{store.path / file} is missing, of a case that is done: bring it back")
 
 
 def _whole(store: RunStore, name: str, told: set[str]) -> bool:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from norm_fusion.records import Code, Manifest, Record, Samples
+from norm_fusion.records import SCHEMA, Code, Manifest, Record, Samples, Status
 from norm_fusion.runs import aside
 from norm_fusion.runs.files import StoreError, records_in
 from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import Case
 
+# Notes that are of one attempt alone, and not of the next.
+PASSING = ("blocked:",)
 # What a run is asked: another question is another run.
 ASKED = ("suite", "cases", "profiles", "quick", "fewest", "most", "precision", "model", "profiled")
 
@@ -55,8 +57,10 @@ def locked(store: RunStore) -> bool:
     try:
         with FileLock(path, timeout=0):
             return False
-    except (Timeout, OSError):
+    except Timeout:
         return True
+    except OSError:  # a file system that is read only: nobody measures there
+        return False
 
 
 def unlike(was: Manifest, asked: Manifest) -> list[str]:
@@ -66,7 +70,8 @@ def unlike(was: Manifest, asked: Manifest) -> list[str]:
         before, now_ = getattr(was, name), getattr(asked, name)
         if before != now_:
             found.append(f"its {name} {_shown(before, now_)}")
-    if was.source is not None and asked.source is not None and was.source != asked.source:
+    source = was.source or (was.environment.source if was.environment is not None else None)
+    if source is not None and asked.source is not None and source != asked.source:
         found.append(f"its commit was {_code(was)}, this is {_code(asked)}")
     return found
 
@@ -81,29 +86,35 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
         StoreError: it was asked something else, or its files are damaged.
     """
     was = store.manifest()
+    if was.schema_version != SCHEMA:
+        raise StoreError(
+            f"run {was.run_id!r} was begun by a version of schema {was.schema_version}, this writes {SCHEMA}: its "
+            "records and new ones are no one run, choose another --run-id"
+        )
     odd = unlike(was, asked)
     if mixed:
         odd = [said for said in odd if not said.startswith("its commit")]
     if odd:
-        more = "" if mixed or not odd[-1].startswith("its commit") else " (--allow-mixed goes on with other code)"
+        more = " (--allow-mixed goes on with other code)" if odd[-1].startswith("its commit") else ""
         raise StoreError(
             f"run {was.run_id!r} exists in {store.path.parent} and was asked something else: {'; '.join(odd)}{more}: "
             "choose another --run-id"
         )
-    notes = [*was.notes, *(said for said in aside.mend(store) if said not in was.notes)]
+    known = [note for note in was.notes if not note.startswith(PASSING)]
+    notes = [*known, *(said for said in aside.mend(store, set(was.done)) if said not in known)]
     aside.move(store, [file for name in was.cut for file in aside.pair(f"{name}.json")])
-    done = set(was.done)
-    if retry_failed:
-        bad = {record.case for path in store.record_files() for record in records_in(path) if record.status.bad}
-        aside.set_aside(store, lambda record: record.case in bad)
-        aside.move(store, [f"counters/{path.name}" for path in _failed_counters(store)])
-        done -= bad
+    records = {path: records_in(path) for path in store.record_files()}
+    there = {record.case for found in records.values() for record in found}
+    done = set(was.done) & there
+    bad = {r.case for found in records.values() for r in found if failed(r)} if retry_failed else set()
+    processes = [path for path, found in records.items() if not any(r.case in bad or r.attempt for r in found)]
+    counted = [r.replicate for path in processes for r in records[path] if r.replicate is not None]
     manifest = asked.model_copy(
         update={
             "seed": was.seed,  # the order of what is left, and its inputs, are those of the run
             "started_at": was.started_at,
-            "processes": was.processes,
-            "done": [name for name in was.done if name in done],
+            "processes": max(counted, default=0) + 1,
+            "done": [name for name in was.done if name in done - bad],
             "environment": was.environment,
             "further": was.further,
             "before": was.before,
@@ -111,14 +122,28 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
             "notes": notes,
         }
     )
-    counted = {(counters.case, counters.profile) for counters in store.counters()}
-    remaining = tuple(case for case in cases if case.name not in done)
+    collected = {(counters.case, counters.profile) for counters in store.counters()}
+    remaining = tuple(case for case in cases if case.name not in manifest.done)
+    if was.state == "finished" and not remaining and collected >= set(asked.profiled) and not retry_failed:
+        return Left(was, (), ())
+    store.write_manifest(manifest)  # before anything is set aside: an end in between loses no case
+    store.drop_conclusions()
+    if bad:
+        aside.set_aside(store, lambda record: record.case in bad)
+    if retry_failed:
+        aside.move(store, [f"counters/{path.name}" for path in _failed_counters(store)])
+        collected = {(counters.case, counters.profile) for counters in store.counters()}
     return Left(
         manifest,
         remaining,
-        tuple(cell for cell in asked.profiled if cell not in counted),
+        tuple(cell for cell in asked.profiled if cell not in collected),
         _earlier(store, {case.name for case in remaining}),
     )
+
+
+def failed(record: Record) -> bool:
+    """Would a second try make sense? What is wrong or failed, and a user's own contestant that was not there."""
+    return record.status.bad or (record.status is Status.UNAVAILABLE and ":" in record.profile)
 
 
 def _earlier(store: RunStore, cases: set[str]) -> list[tuple[Record, Samples | None]]:

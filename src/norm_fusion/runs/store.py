@@ -82,9 +82,9 @@ class RunStore:
         """
         store = cls(parent / checked_run_id(run_id))
         try:
-            store.path.mkdir(parents=True)
-            (store.path / "records").mkdir()
-            (store.path / "samples").mkdir()
+            store.path.mkdir(parents=True, exist_ok=store.unborn)
+            (store.path / "records").mkdir(exist_ok=store.unborn)
+            (store.path / "samples").mkdir(exist_ok=store.unborn)
         except FileExistsError:
             raise StoreError(
                 f"run {run_id!r} exists in {parent} and is never overwritten: choose another --run-id"
@@ -92,6 +92,14 @@ class RunStore:
         except OSError as error:
             raise StoreError(f"cannot write the run folder {store.path}: {error.strerror}; use --output DIR") from None
         return store
+
+    @property
+    def unborn(self) -> bool:
+        """Is there a folder that ended before it had a manifest, and anything else?"""
+        if not self.path.is_dir():
+            return False
+        files = [path for path in self.path.rglob("*") if not path.is_dir()]
+        return all(path.name == "lock" or path.name.startswith(".") for path in files)
 
     @classmethod
     def open(cls, run: str, parent: Path) -> RunStore:
@@ -105,6 +113,9 @@ class RunStore:
                     raise StoreError(
                         f"{path} is a check of the harness: its page is {path / 'harness.md'}, its runs are {inside}"
                     )
+                if models := sorted(path.glob("*/manifest.json")):
+                    inside = ", ".join(str(inner.parent) for inner in models)
+                    raise StoreError(f"{path} is of several models of GPU: its runs are {inside}")
         known = sorted(parent.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
         newest = ", ".join(path.parent.name for path in known[: -LISTED - 1 : -1])
         more = f" and {len(known) - LISTED} older ones" if len(known) > LISTED else ""
@@ -192,6 +203,10 @@ class RunStore:
         made = whole.model_copy(update={"digest": self._digest(whole)})
         write_whole(self.path / "calls.json", as_json(made))
         return made
+
+    def drop_conclusions(self) -> None:
+        """What was concluded before more is measured is of other records."""
+        (self.path / "calls.json").unlink(missing_ok=True)
 
     def append_conditions(self, readings: Iterable[Conditions]) -> None:
         """Add readings to conditions.jsonl. A line that an earlier writer left unfinished goes first."""
