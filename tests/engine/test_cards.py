@@ -120,6 +120,52 @@ def test_a_shard_that_says_nothing_is_ended(tmp_path: Path, monkeypatch: pytest.
     assert all("ended early (code -9)" in message.text for _, message in told)
 
 
+def test_a_shard_that_hangs_beside_one_that_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "SILENT_S", 2.0)
+    code = """
+import os, sys, time
+sys.stdin.readline()
+for _ in range(80):
+    if os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-one":
+        print('{"kind": "beat"}', flush=True)
+    time.sleep(0.1)
+print('{"kind": "finished"}', flush=True)
+"""
+    monkeypatch.setattr(cards, "SHARD", [sys.executable, "-c", code])
+    told: list[tuple[float, str, messages.Message]] = []
+    began = time.monotonic()
+    work(told)
+    ended = {where: at - began for at, where, message in told if message.kind in ("note", "finished")}
+    assert ended["cuda:1"] < 6 < 7 < ended["cuda:0"]
+
+
+def test_a_shard_that_ends_in_the_middle_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import os, sys
+sys.stdin.readline()
+print('{"kind": "beat"}', flush=True)
+if os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-two":
+    os.write(1, b'{"kind": "measured", "case": "rms')
+    os.kill(os.getpid(), 9)
+print('{"kind": "finished"}', flush=True)
+"""
+    monkeypatch.setattr(cards, "SHARD", [sys.executable, "-c", code])
+    told: list[tuple[float, str, messages.Message]] = []
+    work(told)
+    assert [message.kind for _, where, message in told if where == "cuda:0"] == ["beat", "finished"]
+    assert [message.kind for _, where, message in told if where == "cuda:1"] == ["beat", "note"]
+
+
+def work(told: list[tuple[float, str, messages.Message]]) -> None:
+    """Have two cards work, and write down when they told what."""
+    crew, plan = Cards(["GPU-one", "GPU-two"]), asked(CASES)
+
+    def take(where: str, message: messages.Message) -> None:
+        told.append((time.monotonic(), where, message))
+
+    crew.work([(task, take) for task in crew.tasks(plan, manifest_of(plan), [])])
+
+
 def test_what_was_begun_goes_on_where_it_was() -> None:
     here = CARD.model_copy(update={"device_uuid": "two"})
     plan = asked(CASES)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from manifests import manifest
 
-from norm_fusion.records import Code, Counters, Manifest, Record, Samples, Status
-from norm_fusion.runs import aside, resume
+from norm_fusion.records import SCHEMA, Code, Counters, Environment, Manifest, Record, Samples, Status
+from norm_fusion.runs import aside, resume, verify
 from norm_fusion.runs.files import StoreError
 from norm_fusion.runs.store import SUMS, RunStore
 from norm_fusion.spec import Case
@@ -242,3 +242,99 @@ time.sleep(1000)
         other.wait()
     assert not resume.locked(store)
     resume.lock(store).release()
+
+
+# --- what an attack found -------------------------------------------------------------------------------------------
+
+
+def test_a_retry_that_ends_at_once_loses_no_case(store: RunStore) -> None:
+    kept(store, THIRD, status=Status.FAILED, code=Code.CRASHED, p50_ms=None, timer="none", cache="none")
+    store.write_manifest(asked(done=[FIRST, SECOND, THIRD], state="finished"))
+    left(store, retry_failed=True)  # and then nothing: the machine died
+    assert store.manifest().done == [FIRST, SECOND]
+    assert [case.name for case in left(store).cases] == [THIRD]
+
+
+def test_a_finished_run_is_left_as_it_is(store: RunStore) -> None:
+    kept(store, THIRD)
+    store.write_manifest(asked(done=[FIRST, SECOND, THIRD], state="finished"))
+    before = (store.path / "manifest.json").read_bytes()
+    found = left(store)
+    assert (found.cases, found.manifest.state) == ((), "finished")
+    assert (store.path / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda store: (store.path / "records" / f"{FIRST}.r0.json").unlink(), "is missing, of a case that is done"),
+        (lambda store: (store.path / "samples" / f"{FIRST}.r0.json.gz").unlink(), "is missing, of a case that is done"),
+        (lambda store: (store.path / SUMS).unlink(), "SHA256SUMS is missing"),
+    ],
+    ids=["records", "samples", "sums"],
+)
+def test_damage_is_told_and_not_mended(store: RunStore, damage: object, says: str) -> None:
+    damage(store)  # type: ignore[operator]
+    before = sorted(path.name for path in store.path.rglob("*"))
+    with pytest.raises(StoreError, match=says):
+        left(store)
+    assert sorted(path.name for path in store.path.rglob("*")) == before
+
+
+def test_a_case_without_records_is_not_done(store: RunStore) -> None:
+    store.write_manifest(asked(done=[FIRST, THIRD]))
+    assert [case.name for case in left(store).cases] == [SECOND, THIRD]
+
+
+def test_counters_without_their_line_are_collected_again(store: RunStore) -> None:
+    cells = [(FIRST, "torch-eager")]
+    store.write_manifest(asked(done=[FIRST], profiled=cells))
+    store.keep_counters(
+        Counters(
+            run_id="a", case=FIRST, profile="torch-eager", status=Status.OK, compulsory_bytes=1, fingerprint="0" * 16
+        )
+    )
+    without_line(store, f"counters/{FIRST}.torch-eager.json")
+    assert verify.damaged(store)[0] == [
+        f"{store.path}/counters/{FIRST}.torch-eager.json is not in SHA256SUMS: it was not written by the run"
+    ]
+    assert left(store, asked(profiled=cells)).profiled == tuple(cells)
+    assert (store.path / "aside" / "1" / "counters" / f"{FIRST}.torch-eager.json").exists()
+
+
+def test_a_run_of_an_older_schema_is_not_gone_on_with(store: RunStore) -> None:
+    store.write_manifest(asked(schema_version=SCHEMA - 1))
+    with pytest.raises(StoreError, match=f"begun by a version of schema {SCHEMA - 1}, this writes {SCHEMA}"):
+        left(store)
+
+
+def test_the_environment_tells_the_code_where_the_manifest_does_not(store: RunStore) -> None:
+    where = Environment(
+        device="cpu", device_name="x", memory_bytes=1, cache_bytes=1, python="3", platform="p", torch="2",
+        norm_fusion="0", source="other",
+    )  # fmt: skip
+    store.write_manifest(asked(source=None, commit=None, environment=where))
+    with pytest.raises(StoreError, match="its commit was"):
+        left(store)
+
+
+def test_processes_are_those_that_records_show(store: RunStore) -> None:
+    store.write_manifest(asked(done=[FIRST], processes=9))
+    assert left(store).manifest.processes == 2
+
+
+def test_what_was_concluded_before_is_not_believed_after(store: RunStore) -> None:
+    (store.path / "calls.json").write_text("{}")
+    left(store)
+    assert store.conclusions() is None
+
+
+def test_a_folder_that_ended_before_its_manifest_is_begun_anew(tmp_path: Path) -> None:
+    made = RunStore.create(tmp_path, "b")
+    (made.path / "lock").touch()
+    (made.path / ".manifest.json.77").touch()
+    assert made.unborn
+    RunStore.create(tmp_path, "b").write_manifest(asked())
+    assert not made.unborn
+    with pytest.raises(StoreError, match="exists"):
+        RunStore.create(tmp_path, "b")
