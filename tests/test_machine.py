@@ -108,6 +108,7 @@ READ = {
 
 def read(card: Card, ours: Sequence[int] = (1,)) -> dict[str, Any]:
     found = card.conditions(set(ours)).model_dump(exclude_none=True)
+    assert found.pop("device_uuid") == card.uuid
     assert found.pop("monotonic_s") > 0 and found.pop("at").endswith("+00:00")
     return found
 
@@ -254,3 +255,24 @@ def test_reasons_are_asked_by_their_old_name_where_the_new_one_is_not_known(monk
     monkeypatch.setitem(sys.modules, "pynvml", Old(silent=["nvmlDeviceGetCurrentClocksEventReasons"]))
     found = Card(UUID).conditions({1})
     assert (found.throttle_reasons, found.throttle_bits) == ("0x8", 8)
+
+
+def test_the_cards_that_a_process_may_use(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml.nvmlDeviceGetCount = lambda: 2  # type: ignore[attr-defined]
+    nvml.nvmlDeviceGetHandleByIndex = lambda index: f"card {index}"  # type: ignore[attr-defined]
+    nvml.nvmlDeviceGetUUID = lambda handle: f"GPU-{handle}"  # type: ignore[attr-defined]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert machine.visible() == ["GPU-card 0", "GPU-card 1"]
+    for said, found in (("1", ["1"]), ("GPU-b, 0", ["GPU-b", "0"]), ("", []), ("-1", [])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+        assert machine.visible() == found
+
+
+def test_code_that_travelled_says_where_it_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine.code()
+    package = tmp_path / "a" / "norm_fusion"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(machine.norm_fusion, "__file__", str(package / "__init__.py"))
+    assert set(machine.code()) == {"source"} and machine.code()["source"] != here["source"]
+    monkeypatch.setenv(machine.COMMIT, "c0ffee+")
+    assert machine.code() | {"source": ""} == {"source": "", "commit": "c0ffee", "dirty": True}
