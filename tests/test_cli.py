@@ -130,7 +130,7 @@ def test_json_is_one_array_of_records_and_nothing_else(finished: tuple[Path, sub
     assert set(eager.speedup) == {"torch-native", "torch-baseline"}
 
 
-def test_the_run_can_be_shown_again_and_is_not_overwritten(
+def test_the_run_can_be_shown_again_and_is_not_measured_again(
     finished: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     folder, _ = finished
@@ -138,9 +138,16 @@ def test_the_run_can_be_shown_again_and_is_not_overwritten(
     assert shown.returncode == 0
     for text in ("Time of a call, cold cache", "copy (the roof)", "triton-fused-rmsnorm", "checked", "torch-baseline"):
         assert text in shown.stdout
+    before = {path: path.stat().st_mtime_ns for path in (folder / "small").rglob("*") if path.name != "lock"}
     again = call(BENCHMARK, *SMALL, "--run-id", "small", "--output", str(folder))
-    assert again.returncode == 2
-    assert "exists" in again.stderr
+    assert again.returncode == 0
+    assert again.stdout == shown.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    other = call(
+        BENCHMARK, "--op", "rmsnorm", "--shape", "8x8", "--quick", "--run-id", "small", "--output", str(folder)
+    )
+    assert other.returncode == 2
+    assert "exists" in other.stderr and "was asked something else: its cases" in other.stderr
 
 
 @pytest.mark.parametrize(
@@ -167,7 +174,7 @@ def test_a_run_without_records_says_so(finished: tuple[Path, subprocess.Complete
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "manifest.json").write_text((finished[0] / "small" / "manifest.json").read_text())
     done = call(LAB, "show", "bare", "--output", str(tmp_path))
-    assert (done.returncode, done.stderr) == (2, "norm-fusion show: run 'bare' has no records\n")
+    assert (done.returncode, done.stderr) == (2, "norm-fusion show: run 'bare' has no records: it is finished\n")
 
 
 def test_a_page_is_made_of_it(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

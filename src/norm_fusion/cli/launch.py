@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from norm_fusion import machine
 from norm_fusion.cli.options import CPU_BUDGET_S, GPU_BUDGET_S, as_typed, print_runs
 from norm_fusion.spec import FEWEST, MOST, Case, SpecError, profiled
 
@@ -197,6 +196,7 @@ def _run(
 
 def _asked(question: Question, run_id: str, model: str | None, cluster: Cluster | None) -> tuple[Plan, Manifest]:
     """The question as a plan and as a new run's manifest."""
+    from norm_fusion import machine
     from norm_fusion.records import Manifest
     from norm_fusion.runs.plan import Plan
     from norm_fusion.runs.store import now
@@ -233,6 +233,7 @@ def _asked(question: Question, run_id: str, model: str | None, cluster: Cluster 
 
 def _crew(question: Question, cluster: Cluster | None) -> engine.Crew:
     """Who measures: a cluster's cards, all of this machine's, or the one that is named."""
+    from norm_fusion import machine
     from norm_fusion.engine.cards import Cards, Here
 
     if cluster is not None:

@@ -62,7 +62,8 @@ def mend(store: RunStore, done: Collection[str] = ()) -> list[str]:
             path.unlink()
     _refuse_damage(store, done)
     lines = [line for line in store.sum_lines() if SUM.fullmatch(line) and (store.path / _file(line)).exists()]
-    store.write_sum_lines(lines)
+    if lines != store.sum_lines():
+        store.write_sum_lines(lines)
     told = {_file(line) for line in lines}
     names = {path.name for path in store.record_files()}
     names |= {path.name.removesuffix(".gz") for path in (store.path / "samples").glob("*.json.gz")}
