@@ -106,3 +106,16 @@ def run_of(folder: Path, plan: Plan, listener: engine.Listener, model: str | Non
         return engine.Run(plan, manifest, lambda: RunStore.create(store.path.parent, store.path.name), listener)
     left = resume.left(store, manifest, plan.cases, mixed=False, retry_failed=False)
     return engine.Run(plan.of(left.cases, left.profiled), left.manifest, lambda: store, listener, left.earlier)
+
+
+def running() -> list[tuple[int, int, str]]:
+    """What runs on this machine: number, parent's number and command line of each process."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            continue  # it has just ended
+        found.append((int(folder.name), parent, words))
+    return found

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from elsewhere import CARD, asked, manifest_of, run_of, shards_do
+from elsewhere import CARD, asked, manifest_of, run_of, running, shards_do
 from workers import Watching
 
 from norm_fusion import engine
@@ -207,5 +206,4 @@ def test_a_task_and_its_messages_survive_the_trip() -> None:
 
 def children() -> list[str]:
     """What runs below this process."""
-    found = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True)
-    return [line for line in found.stdout.splitlines() if "norm_fusion" in line]
+    return [words for _, parent, words in running() if parent == os.getpid() and "norm_fusion" in words]

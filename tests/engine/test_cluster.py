@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from elsewhere import asked, run_of, shards_do
+from elsewhere import asked, run_of, running, shards_do
 from workers import Watching
 
 from norm_fusion import engine
@@ -95,8 +95,7 @@ def do(monkeypatch: pytest.MonkeyPatch, misdeed: str = "", **more: Any) -> None:
 def strays() -> list[str]:
     """Shards' processes that are there after ten seconds; they die with the task that started them."""
     for _ in range(20):
-        found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
-        mine = [line for line in found.splitlines() if "norm_fusion.engine.shard" in line]
+        mine = [words for _, _, words in running() if "norm_fusion.engine.shard" in words]
         if not mine:
             return []
         time.sleep(0.5)
@@ -281,8 +280,4 @@ def test_the_model_has_to_be_chosen_where_there_are_several(tmp_path: Path, node
 def tree(node: Any) -> list[int]:
     """The processes of a node, the youngest first."""
     pids = [info[0].process.pid for info in node.all_processes.values()]
-    found = list(pids)
-    for pid in pids:
-        below = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True).stdout.split()
-        found += [int(one) for one in below]
-    return found[::-1]
+    return [*(pid for pid, parent, _ in running() if parent in pids), *pids[::-1]]
