@@ -108,7 +108,7 @@ def code() -> dict[str, Any]:
     told = os.environ.get(COMMIT)
     if not (root / ".git").exists():
         known = {} if told is None else {"commit": told.removesuffix("+"), "dirty": told.endswith("+")}
-        return {"source": _source(), **known}
+        return {"source": source(), **known}
 
     def git(*words: str) -> str | None:
         try:
@@ -119,10 +119,10 @@ def code() -> dict[str, Any]:
 
     commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     dirty = None if commit is None or status is None else bool(status)
-    return {"source": _source(), "commit": commit, "dirty": dirty}
+    return {"source": source(), "commit": commit, "dirty": dirty}
 
 
-def _source() -> str:
+def source() -> str:
     """Hash of this package's files: the same commit, edited between two processes, is another program."""
     root = Path(norm_fusion.__file__).parent
     read = sha256()

@@ -136,12 +136,8 @@ def answer(question: Question, kept: Kept, json: bool, cluster: Cluster | None =
             runs = [_run(question, kept, name, model, cluster, watch, held) for name, model in names.items()]
             # Of a finished run nothing is left: it is shown as it is.
             begun = [run for run in runs if run.manifest.state != "finished"]
-            made = (
-                dict(zip(map(id, begun), engine.carry_out(begun, _crew(question, cluster)), strict=True))
-                if begun
-                else {}
-            )
-        outcomes = [made[id(run)] if id(run) in made else _as_it_is(run) for run in runs]
+            fresh = iter(engine.carry_out(begun, _crew(question, cluster)) if begun else [])
+        outcomes = [_as_it_is(run) if run.manifest.state == "finished" else next(fresh) for run in runs]
     _print([outcome for outcome in outcomes if outcome.kept], json)
     for outcome in outcomes:
         _say_how_it_ended(console, outcome, kept.output)

@@ -25,16 +25,9 @@ class Absent:
         """Who was left out before this run was interrupted is so now; its reason is with the records of then."""
         for record in records:
             if record.status.bad and record.code in ENDED_IT and (record.case, record.profile) not in self.skip:
-                loss = Measurement(
-                    case=record.case,
-                    profile=record.profile,
-                    status=record.status,
-                    code=record.code,
-                    reason=record.reason,
-                    control_of=record.control_of,
-                )
-                self.skip += ((loss.case, loss.profile),)
-                self.known.setdefault(loss.case, []).append(loss)
+                told = record.model_dump(include={"case", "profile", "status", "code", "reason", "control_of"})
+                self.leave_out([Measurement(**told)])
+        self.untold = {}
 
     def leave_out(self, losses: Iterable[Measurement]) -> None:
         """Go on without these."""

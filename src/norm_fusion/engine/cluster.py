@@ -324,7 +324,7 @@ def packed() -> tuple[bytes, str]:
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(root.rglob("*.py")):
             archive.write(path, Path("norm_fusion") / path.relative_to(root))
-    return made.getvalue(), str(machine.code()["source"])
+    return made.getvalue(), machine.source()
 
 
 def _commit() -> str:

@@ -60,9 +60,10 @@ def mend(store: RunStore, done: Collection[str] = ()) -> list[str]:
     for folder in (".", *FOLDERS):
         for path in (store.path / folder).glob(".*.*"):
             path.unlink()
-    _refuse_damage(store, done)
-    lines = [line for line in store.sum_lines() if SUM.fullmatch(line) and (store.path / _file(line)).exists()]
-    if lines != store.sum_lines():
+    written = store.sum_lines()
+    _refuse_damage(store, written, done)
+    lines = [line for line in written if SUM.fullmatch(line) and (store.path / _file(line)).exists()]
+    if lines != written:
         store.write_sum_lines(lines)
     told = {_file(line) for line in lines}
     names = {path.name for path in store.record_files()}
@@ -75,12 +76,12 @@ def mend(store: RunStore, done: Collection[str] = ()) -> list[str]:
     return [f"of a process that ended suddenly, set aside: {', '.join(found)}"] if found else []
 
 
-def _refuse_damage(store: RunStore, done: Collection[str]) -> None:
+def _refuse_damage(store: RunStore, lines: Iterable[str], done: Collection[str]) -> None:
     if store.record_files() and not (store.path / SUMS).is_file():
         raise StoreError(
             f"{store.path / SUMS} is missing: nothing tells that the records are as they were; bring it back"
         )
-    for line in store.sum_lines():
+    for line in lines:
         file = _file(line)
         if SUM.fullmatch(line) and Path(file).name.partition(".")[0] in done and not (store.path / file).exists():
             raise StoreError(f"{store.path / file} is missing, of a case that is done: bring it back")

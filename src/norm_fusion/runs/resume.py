@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -131,13 +131,13 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
     if bad:
         aside.set_aside(store, lambda record: record.case in bad)
     if retry_failed:
-        aside.move(store, [f"counters/{path.name}" for path in _failed_counters(store)])
+        aside.move(store, [store.counters_file(c) for c in store.counters() if c.status.bad])
         collected = {(counters.case, counters.profile) for counters in store.counters()}
     return Left(
         manifest,
         remaining,
         tuple(cell for cell in asked.profiled if cell not in collected),
-        _earlier(store, {case.name for case in remaining}),
+        _earlier(store, records, {case.name for case in remaining}),
     )
 
 
@@ -146,23 +146,19 @@ def failed(record: Record) -> bool:
     return record.status.bad or (record.status is Status.UNAVAILABLE and ":" in record.profile)
 
 
-def _earlier(store: RunStore, cases: set[str]) -> list[tuple[Record, Samples | None]]:
+def _earlier(
+    store: RunStore, records: Mapping[Path, Sequence[Record]], cases: set[str]
+) -> list[tuple[Record, Samples | None]]:
+    """What there is of these cases; `records`: by file, some of which were set aside meanwhile."""
     found: list[tuple[Record, Samples | None]] = []
-    for path in store.record_files():
-        if path.name.partition(".")[0] not in cases:
+    for path, mine in records.items():
+        if path.name.partition(".")[0] not in cases or not path.exists():
             continue
-        records = records_in(path)
-        if any(record.code is Code.INTERRUPTED for record in records):
+        if any(record.code is Code.INTERRUPTED for record in mine):
             aside.move(store, aside.pair(path.name))
             continue
-        found += [(record, store.samples(record) if record.samples_file else None) for record in records]
+        found += [(record, store.samples(record) if record.samples_file else None) for record in mine]
     return found
-
-
-def _failed_counters(store: RunStore) -> list[Path]:
-    folder = store.path / "counters"
-    bad = {(c.case, c.profile) for c in store.counters() if c.status.bad}
-    return [folder / f"{case}.{profile.replace(':', '-')}.json" for case, profile in sorted(bad)]
 
 
 def _shown(before: object, now_: object) -> str:
