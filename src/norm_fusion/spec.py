@@ -231,6 +231,15 @@ class Profile:
     judged: bool = True
 
 
+# A user's own function, for one operator or for all.
+USERS = re.compile(rf"(?:(?P<op>{'|'.join(Op)})=)?(?P<module>[A-Za-z_][\w.]*):(?P<function>[A-Za-z_]\w*)")
+
+
+def is_users(name: str) -> bool:
+    """Is this profile a user's own function?"""
+    return USERS.fullmatch(name) is not None
+
+
 # Where a worker leaves word of whose code runs next, for when nobody can be asked any more: a file's name, its size.
 CRUMB, CRUMB_BYTES = "NORM_FUSION_CRUMB", 512
 # A worker that is started before its turn, to import what it needs meanwhile.

@@ -3,8 +3,8 @@
 import pytest
 
 from norm_fusion import backends
-from norm_fusion.backends import BY_NAME, PROFILES, contestant, controlled, is_users, judged, select, serves
-from norm_fusion.spec import CONTROL, ROOF, Op, Pass, SpecError
+from norm_fusion.backends import BY_NAME, PROFILES, contestant, controlled, judged, select, serves
+from norm_fusion.spec import CONTROL, ROOF, Op, Pass, SpecError, is_users
 
 RMS, LAYER = "triton-fused-rmsnorm", "triton-fused-layernorm"
 

@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from manifests import manifest
@@ -11,9 +10,9 @@ from manifests import manifest
 from norm_fusion.records import Record, Status
 from norm_fusion.runs import resume
 from norm_fusion.runs.listing import listed
-from norm_fusion.runs.plan import Plan, dealt
+from norm_fusion.runs.plan import dealt
 from norm_fusion.runs.store import RunStore
-from norm_fusion.spec import Case, Shard
+from norm_fusion.spec import Case
 
 SIZES = st.lists(st.integers(1, 2**14), min_size=1, max_size=30, unique=True)
 
@@ -32,35 +31,6 @@ def test_shards_are_about_as_large_as_each_other() -> None:
     cases = [Case.parse(f"rmsnorm-{2**n}x1024-float16") for n in range(4, 12)]
     one, two = (sum(case.moved_bytes for case in shard) for shard in dealt(cases, 2))
     assert max(one, two) / min(one, two) < 1.6, "halves by position differ by a factor of sixteen"
-
-
-def plan(*names: str, **changes: object) -> Plan:
-    shard = Shard("a", tuple(map(Case.parse, names)), ("torch-eager",), "cuda", seed=1)
-    return Plan(shard, **changes)  # type: ignore[arg-type]
-
-
-ONE, TWO = "rmsnorm-1x8-float32", "rmsnorm-2x8-float32"
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        plan(ONE, TWO).key("A10G", "s"),
-        plan(ONE).key("H200", "s"),
-        plan(ONE).key("A10G", "t"),
-        plan(ONE, fewest=7).key("A10G", "s"),
-        plan(ONE, profiled=((ONE, "copy"),)).key("A10G", "s"),
-    ],
-    ids=["cases", "model", "source", "pace", "profiled"],
-)
-def test_a_shards_key_tells_it_from_others(other: str) -> None:
-    assert other != plan(ONE).key("A10G", "s")
-
-
-def test_a_shards_key_is_of_what_is_asked_alone() -> None:
-    mine = plan(ONE)
-    again = Plan(Shard("b", mine.cases, ("torch-eager",), "cuda:1", seed=2))
-    assert again.key("A10G", "s") == mine.key("A10G", "s")
 
 
 def test_ten_thousand_cells_are_planned_resumed_and_listed_in_five_seconds(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Going on with a run: what is done stays, what a sudden end left is mended, and another question is another run."""
 
+import json
 import subprocess
 import sys
 import time
@@ -300,6 +301,31 @@ def test_counters_without_their_line_are_collected_again(store: RunStore) -> Non
     ]
     assert left(store, asked(profiled=cells)).profiled == tuple(cells)
     assert (store.path / "aside" / "1" / "counters" / f"{FIRST}.torch-eager.json").exists()
+
+
+def test_what_was_set_aside_is_verified_too(store: RunStore) -> None:
+    aside.set_aside(store, lambda record: record.case == SECOND)
+    assert verify.damaged(store) == ([], 6)
+    (store.path / "aside" / "1" / "records" / f"{SECOND}.r0.json").write_text("[]")
+    assert verify.damaged(store)[0] == [
+        f"{store.path}/aside/1/records/{SECOND}.r0.json was changed after it was written: "
+        "its hash is not the one in SHA256SUMS"
+    ]
+
+
+def test_a_process_that_ended_suddenly_leaves_no_damage_aside(store: RunStore) -> None:
+    without_line(store, f"records/{SECOND}.r0.json")
+    left(store)
+    assert (store.path / "aside" / "1" / "records" / f"{SECOND}.r0.json").exists()
+    assert verify.damaged(store)[0] == []
+
+
+def test_an_event_that_was_cut_off_spoils_no_other(store: RunStore) -> None:
+    store.append_event("began")
+    path = store.path / "events.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"at": "20')
+    store.append_event("resumed")
+    assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["began", "resumed"]
 
 
 def test_a_run_of_an_older_schema_is_not_gone_on_with(store: RunStore) -> None:

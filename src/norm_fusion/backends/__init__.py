@@ -10,11 +10,10 @@ known.py    known answers and saboteurs, for `norm-fusion check-harness`      ro
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from norm_fusion.spec import BASELINE, BASELINE_OF, Op, Pass, Profile, SpecError
+from norm_fusion.spec import BASELINE, BASELINE_OF, USERS, Op, Pass, Profile, SpecError, is_users
 
 if TYPE_CHECKING:
     import torch
@@ -59,9 +58,6 @@ PROFILES: tuple[Profile, ...] = (
     ),
 )
 
-# A user's own function, for one operator or for all.
-USERS = re.compile(rf"(?:(?P<op>{'|'.join(Op)})=)?(?P<module>[A-Za-z_][\w.]*):(?P<function>[A-Za-z_]\w*)")
-
 BY_NAME = {profile.name: profile for profile in PROFILES}
 FAMILIES = ("all", "torch", "triton")
 
@@ -96,7 +92,7 @@ def contestant(text: str, ops: Collection[Op]) -> str:
     Raises:
         SpecError: it is neither, or for an operator that is not among `ops`.
     """
-    if USERS.fullmatch(text) is None:
+    if not is_users(text):
         raise SpecError(
             f"contestant {text[:80]!r} is not module:function: write it like mykernels:rms_norm, "
             "or rmsnorm=mykernels:rms_norm for one operator only"
@@ -104,11 +100,6 @@ def contestant(text: str, ops: Collection[Op]) -> str:
     if not any(serves(text, op) for op in ops):
         raise SpecError(f"contestant {text!r} has no case: this run is of {', '.join(ops)} alone")
     return text
-
-
-def is_users(name: str) -> bool:
-    """Is this profile a user's own function?"""
-    return USERS.fullmatch(name) is not None
 
 
 def serves(name: str, op: Op, pass_: Pass = Pass.FORWARD) -> bool:
@@ -141,7 +132,7 @@ def prepare(profile: str, operands: Operands, device: torch.device) -> Prepared:
     Raises:
         Unavailable: something that the profile needs is missing on this machine.
     """
-    if USERS.fullmatch(profile):
+    if is_users(profile):
         from norm_fusion.backends import user
 
         return user.prepare(profile, operands)

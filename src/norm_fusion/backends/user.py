@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from norm_fusion.backends import USERS
 from norm_fusion.backends.builtin import Operands, Prepared, Unavailable, bound
 from norm_fusion.backends.passes import differentiable, through
+from norm_fusion.spec import USERS
 
 
 def prepare(profile: str, p: Operands) -> Prepared:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from norm_fusion import backends
 from norm_fusion.engine.host import Fate
 from norm_fusion.records import Code, Measurement, Record, Status
-from norm_fusion.spec import CONTROL, Case
+from norm_fusion.spec import CONTROL, Case, is_users
 
 # How a contestant fails that is not asked for again.
 ENDED_IT = (Code.CRASHED, Code.HUNG, Code.TIMER)
@@ -60,7 +60,7 @@ class Absent:
             return []
         there = [name for name in asked if name not in skipped]
         whose = _controlled(there, device) if culprit == CONTROL and there else culprit
-        suspects = [] if backends.is_users(whose) else [name for name in there if backends.is_users(name)]
+        suspects = [] if is_users(whose) else [name for name in there if is_users(name)]
         if suspects:
             reason = (
                 f"the measuring process {fate.reason} on the turn of {culprit}, which is measured again without it, as "
@@ -82,7 +82,7 @@ class Absent:
         return [
             _liar(m).model_copy(update={"series": []})
             for m in measurements
-            if backends.is_users(m.profile) and m.status in (Status.OK, Status.WRONG)
+            if is_users(m.profile) and m.status in (Status.OK, Status.WRONG)
             if (case.name, m.profile) not in self.skip
         ]
 

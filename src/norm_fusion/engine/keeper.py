@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from norm_fusion import backends
 from norm_fusion.engine import messages as m
 from norm_fusion.evidence import verdicts
 from norm_fusion.evidence.cards import disagreement
-from norm_fusion.records import Conclusions, Counters, Manifest, Record, Status
+from norm_fusion.records import Conclusions, Counters, Manifest, Record
 from norm_fusion.runs import aside
 from norm_fusion.runs.store import RunStore, now
 from norm_fusion.spec import SpecError
@@ -38,14 +37,9 @@ class Outcome:
         """
         if self.interrupted is not None:
             return 128 + self.interrupted
-        if (self.kept and self.problem is not None) or any(_bad(record) for record in self.records):
+        if (self.kept and self.problem is not None) or any(record.amiss for record in self.records):
             return 1
         return 0 if self.manifest is None or self.manifest.whole else 3
-
-
-def _bad(record: Record) -> bool:
-    absent = record.status is Status.UNAVAILABLE and backends.is_users(record.profile)
-    return record.status.bad or absent
 
 
 class Keeper:

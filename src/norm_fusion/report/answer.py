@@ -17,7 +17,7 @@ from norm_fusion.report.rows import (
     label_of,
     processes,
 )
-from norm_fusion.spec import BASELINE, BASELINE_OF, Case, Op, Pass, SpecError
+from norm_fusion.spec import BASELINE, BASELINE_OF, Case, Op, Pass, SpecError, is_users
 
 Group = Sequence[Row]
 
@@ -44,7 +44,7 @@ def alone(rows: Sequence[Row]) -> str:
 
 def _answers_of(op: Op, label: str, rows: Sequence[Row]) -> list[str]:
     groups = list(cases(rows).values())
-    theirs = dict.fromkeys(row.profile for row in rows if ":" in row.profile)  # the user's own
+    theirs = dict.fromkeys(row.profile for row in rows if is_users(row.profile))  # the user's own
     mine = _against(f"Fused {label}", op, groups, fused)
     others = [_against(f"{label} by {name}", op, groups, _named(name)) for name in theirs]
     said = [sentence for sentence in (mine, *others) if sentence] or [_without(op, label, rows, groups)]
@@ -161,7 +161,7 @@ def _why_untimed(rows: Sequence[Row]) -> str:
     if statuses == {Status.CHECKED}:
         return "the fused kernel is correct, and a CPU cannot time it"
     if not statuses:
-        theirs = {row.profile: row for row in rows if ":" in row.profile}
+        theirs = {row.profile: row for row in rows if is_users(row.profile)}
         return f"{', '.join(theirs)} has no speedup here" if theirs else "the fused kernel was not asked for"
     return "the fused kernel was timed" if statuses == {Status.OK} else "the fused kernel has no speedup here"
 

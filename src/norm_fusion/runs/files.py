@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,6 +69,17 @@ def problem(error: Exception) -> str:
     """The first line of what an error says; pydantic's second names the field."""
     lines = str(error).splitlines()
     return ": ".join(line.strip() for line in lines[: 2 if isinstance(error, ValidationError) else 1])
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines. One that an earlier writer left unfinished goes first."""
+    with path.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        if file.read(1) not in (b"", b"\n"):
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write("".join(f"{line}\n" for line in lines).encode())
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
-from json import dumps
 
 from norm_fusion.spec import FEWEST, MOST, PRECISION, RERUNS, Case, Shard
 
@@ -38,12 +36,6 @@ class Plan:
         """The same for these cases alone, on that device."""
         shard = replace(self.shard, cases=tuple(cases), device=device or self.shard.device)
         return replace(self, shard=shard, profiled=tuple(profiled))
-
-    def key(self, where: str, source: str | None) -> str:
-        """What tells this shard from every other: a hash of its cases, contestants and pace, of where, of the code."""
-        asked = self.shard.to_dict() | {"run_id": None, "device": None, "seed": None}
-        pace = [self.fewest, self.most, self.precision, self.reruns, self.profiled]
-        return sha256(dumps([where, source, asked, pace], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def dealt(cases: Sequence[Case], hands: int) -> list[tuple[Case, ...]]:

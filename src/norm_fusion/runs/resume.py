@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from norm_fusion.records import SCHEMA, Code, Manifest, Record, Samples, Status
+from norm_fusion.records import SCHEMA, Code, Manifest, Record, Samples
 from norm_fusion.runs import aside
 from norm_fusion.runs.files import StoreError, records_in
 from norm_fusion.runs.store import RunStore
@@ -106,7 +106,7 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
     records = {path: records_in(path) for path in store.record_files()}
     there = {record.case for found in records.values() for record in found}
     done = set(was.done) & there
-    bad = {r.case for found in records.values() for r in found if failed(r)} if retry_failed else set()
+    bad = {r.case for found in records.values() for r in found if r.amiss} if retry_failed else set()
     processes = [path for path, found in records.items() if not any(r.case in bad or r.attempt for r in found)]
     counted = [r.replicate for path in processes for r in records[path] if r.replicate is not None]
     manifest = asked.model_copy(
@@ -139,11 +139,6 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
         tuple(cell for cell in asked.profiled if cell not in collected),
         _earlier(store, records, {case.name for case in remaining}),
     )
-
-
-def failed(record: Record) -> bool:
-    """Would a second try make sense? What is wrong or failed, and a user's own contestant that was not there."""
-    return record.status.bad or (record.status is Status.UNAVAILABLE and ":" in record.profile)
 
 
 def _earlier(

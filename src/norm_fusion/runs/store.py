@@ -33,7 +33,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from norm_fusion.records import SCHEMA, Conclusions, Conditions, Counters, Manifest, Record, Samples
-from norm_fusion.runs.files import StoreError, as_json, bytes_of, problem, read, records_in, write_whole
+from norm_fusion.runs.files import StoreError, append_lines, as_json, bytes_of, problem, read, records_in, write_whole
 from norm_fusion.spec import CONTROL, ROOF
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -181,8 +181,8 @@ class RunStore:
 
     def append_event(self, what: str, **more: Any) -> None:
         """Add a line to events.jsonl: the moment, what happened, and what more there is to say of it."""
-        with (self.path / "events.jsonl").open("a") as file:
-            file.write(json.dumps({"at": now(), "event": what} | {k: v for k, v in more.items() if v != ""}) + "\n")
+        line = json.dumps({"at": now(), "event": what} | {k: v for k, v in more.items() if v != ""})
+        append_lines(self.path / "events.jsonl", [line])
 
     def sum_lines(self) -> list[str]:
         """The lines of SHA256SUMS."""
@@ -213,13 +213,8 @@ class RunStore:
         (self.path / "calls.json").unlink(missing_ok=True)
 
     def append_conditions(self, readings: Iterable[Conditions]) -> None:
-        """Add readings to conditions.jsonl. A line that an earlier writer left unfinished goes first."""
-        path = self.path / "conditions.jsonl"
-        with path.open("a+b") as file:
-            file.seek(0)
-            written = file.read()
-            file.truncate(written.rfind(b"\n") + 1)
-            file.write(b"".join(reading.model_dump_json().encode() + b"\n" for reading in readings))
+        """Add readings to conditions.jsonl, a line each."""
+        append_lines(self.path / "conditions.jsonl", (reading.model_dump_json() for reading in readings))
 
     def manifest(self) -> Manifest:
         return read(self.path / "manifest.json", Manifest)

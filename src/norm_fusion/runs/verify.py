@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from hashlib import sha256
+from pathlib import Path
 
 from norm_fusion.records import Manifest, Record
 from norm_fusion.runs import derive
@@ -17,8 +18,13 @@ _ADDED = {2: {"probe_ms"}}  # by schema: what it had not yet
 
 
 def damaged(store: RunStore) -> tuple[list[str], int]:
-    """A sentence for each file that is not what its line in SHA256SUMS says, or is not there; and how many are told."""
-    told = {file: hashed for line in store.sum_lines() for hashed, _, file in [line.partition("  ")]}
+    """A sentence for each file that is not what its line in SHA256SUMS says, or is not there; and how many are told.
+
+    What was set aside has lines of its own; a file of a process that ended suddenly has none there.
+    """
+    told = _told(store.path)
+    for folder in sorted((store.path / "aside").glob("*/")):
+        told |= {str(folder.relative_to(store.path) / file): hashed for file, hashed in _told(folder).items()}
     odd = []
     for file, hashed in told.items():
         path = store.path / file
@@ -31,6 +37,10 @@ def damaged(store: RunStore) -> tuple[list[str], int]:
             if f"{folder}/{path.name}" not in told and store.manifest().schema_version >= SUMMED:
                 odd.append(f"{path} is not in {SUMS}: it was not written by the run")
     return odd, len(told)
+
+
+def _told(folder: Path) -> dict[str, str]:
+    return {file: hashed for line in RunStore(folder).sum_lines() for hashed, _, file in [line.partition("  ")]}
 
 
 def verified(store: RunStore, records: Iterable[Record]) -> tuple[list[Record], list[LeftOut]]:
