@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -237,3 +239,15 @@ def test_a_trace_that_is_not_of_its_calls_is_none(calls: list[list[tuple[str, in
 def test_an_empty_trace_is_none() -> None:
     with pytest.raises(NotTraced, match="CUPTI traced no kernels here"):
         counted([])
+
+
+@pytest.mark.parametrize("callers", ["/somewhere", ""], ids=["its own", "the usual"])
+def test_temporary_files_are_where_the_callers_are(callers: str) -> None:
+    """A process that is told that Nsight Compute, and not it, has a folder of its own."""
+    script = (
+        "import os, tempfile; tempfile.gettempdir(); from norm_fusion.profiling import cells; cells._own_folder();"
+        "print(os.environ.get('TMPDIR'), 'NORM_FUSION_TMPDIR' in os.environ, tempfile.tempdir)"
+    )
+    told = os.environ | {"TMPDIR": "/ncus", "NORM_FUSION_TMPDIR": callers}
+    done = subprocess.run([sys.executable, "-c", script], env=told, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [callers or "None", "False", "None"]

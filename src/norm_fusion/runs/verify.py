@@ -23,8 +23,8 @@ def damaged(store: RunStore) -> tuple[list[str], int]:
     What was set aside has lines of its own; a file of a process that ended suddenly has none there.
     """
     told = _told(store.path)
-    for folder in sorted((store.path / "aside").glob("*/")):
-        told |= {str(folder.relative_to(store.path) / file): hashed for file, hashed in _told(folder).items()}
+    for part in sorted((store.path / "aside").glob("*/")):
+        told |= {str(part.relative_to(store.path) / file): hashed for file, hashed in _told(part).items()}
     odd = []
     for file, hashed in told.items():
         path = store.path / file
