@@ -52,6 +52,18 @@ def test_no_figure_is_cut(gpu: RunStore, width: int) -> None:
     assert "triton 3" in text
 
 
+def test_cards_that_are_alike_are_told_once(gpu: RunStore) -> None:
+    told = gpu.manifest()
+    assert told.environment is not None
+    others = [told.environment.model_copy(update={"device_uuid": uuid, "device_index": 1}) for uuid in ("two", "three")]
+    odd = others[0].model_copy(update={"device_name": "NVIDIA H100", "device_uuid": "four"})
+    for further, heads in ((others, ["3 × NVIDIA H200"]), ([others[0], odd], ["2 × NVIDIA H200", "NVIDIA H100"])):
+        out = io.StringIO()
+        show(Console(file=out, width=100), told.model_copy(update={"further": further}), [])
+        firsts = [line.partition(" · ")[0] for line in out.getvalue().splitlines() if " SMs " in line]
+        assert firsts == heads
+
+
 def test_a_hundred_columns_hold_three_tables_and_eighty_continue_them(five: RunStore) -> None:
     wide, narrow = printed(five, 100), printed(five, 80)
     assert "continued" not in wide

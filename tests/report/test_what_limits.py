@@ -5,7 +5,7 @@ import io
 from manifests_of_counters import CASE, MATMUL, counters, manifest
 from rich.console import Console
 
-from norm_fusion.records import Status
+from norm_fusion.records import KernelCounters, Status
 from norm_fusion.report import counters as shown
 from norm_fusion.report.page import render
 from norm_fusion.spec import ROOF
@@ -35,6 +35,13 @@ def test_what_was_counted_and_traced_is_compared() -> None:
     assert "counted and traced were not the same kernels" in printed(apart)
     assert "not the same kernels" not in printed(counters("torch-compile-max", duration_ms=0.0145, traced_ms=0.012))
     assert "of needed below 1: what L2 still held" in printed(apart)
+
+
+def test_many_short_kernels_that_are_replayed_alone_are_still_the_same() -> None:
+    eight = [KernelCounters(name=f"k{i}", duration_ms=0.004) for i in range(8)]
+    short = counters("torch-eager", kernels=eight, duration_ms=0.032, traced_ms=0.020)
+    assert "not the same kernels" not in printed(short)
+    assert "not the same kernels" in printed(short.model_copy(update={"kernels": eight[:1]}))
 
 
 def test_our_kernels_get_their_sentence_and_the_page_has_everybodys() -> None:

@@ -40,8 +40,9 @@ LAST: tuple[tuple[str, Said], ...] = (
     ("traced", lambda one: None if one.traced_ms is None else duration(one.traced_ms)),
 )
 COLUMNS = (*FIRST, *THEN, *LAST)
-# A replay and a trace of one kernel that is no shorter than this are so far apart at most: else they were two kernels.
-LONG_MS, ALIKE = 0.008, 1.25
+# A kernel that is replayed, alone, takes up to so much longer than in a trace; calls that are further apart than this,
+# and this factor, are not of the same kernels.
+ALONE_MS, ALIKE = 0.002, 1.2
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ def _others(counters: Sequence[Counters]) -> Iterator[str]:
     odd = [
         f"{one.profile} at {one.case} (replayed {duration(one.duration_ms)}, traced {duration(one.traced_ms)})"
         for one in counters
-        if one.duration_ms is not None and one.traced_ms and max(one.duration_ms, one.traced_ms) > LONG_MS
-        if not 1 / ALIKE <= one.duration_ms / one.traced_ms <= ALIKE
+        if one.duration_ms is not None and one.traced_ms
+        if not one.traced_ms / ALIKE <= one.duration_ms <= one.traced_ms * ALIKE + ALONE_MS * len(one.kernels)
     ]
     if odd:
         yield f"counted and traced were not the same kernels, as what tunes itself chooses anew: {', '.join(odd)}"
