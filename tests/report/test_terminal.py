@@ -57,7 +57,7 @@ def test_cards_that_are_alike_are_told_once(gpu: RunStore) -> None:
     assert told.environment is not None
     others = [told.environment.model_copy(update={"device_uuid": uuid, "device_index": 1}) for uuid in ("two", "three")]
     odd = others[0].model_copy(update={"device_name": "NVIDIA H100", "device_uuid": "four"})
-    for further, heads in ((others, ["3 × NVIDIA H200"]), ([others[0], odd], ["2 × NVIDIA H200", "NVIDIA H100"])):
+    for further, heads in ((others, ["3 x NVIDIA H200"]), ([others[0], odd], ["2 x NVIDIA H200", "NVIDIA H100"])):
         out = io.StringIO()
         show(Console(file=out, width=100), told.model_copy(update={"further": further}), [])
         firsts = [line.partition(" · ")[0] for line in out.getvalue().splitlines() if " SMs " in line]

@@ -54,7 +54,7 @@ def show(console: Console, manifest: Manifest, rows: Sequence[Row], counters: Se
     for environment in manifest.environments:
         cards.setdefault(machine(environment).plain, set()).add(environment.device_uuid)
     for told, alike in cards.items():
-        console.print(Text(f"{len(alike)} × {told}" if len(alike) > 1 else told, "dim"), soft_wrap=True)
+        console.print(Text(f"{len(alike)} x {told}" if len(alike) > 1 else told, "dim"), soft_wrap=True)
     sheets = (_calls_sheet(rows), _claims_sheet(rows), _rates_sheet(rows)) if rows else ()
     for sheet in sheets:
         print_sheet(console, sheet)
