@@ -11,13 +11,15 @@ import shlex
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 
 from norm_fusion.evidence.stored import concluded
 from norm_fusion.harness.report import HarnessReport
-from norm_fusion.records import Manifest
+from norm_fusion.records import Manifest, Status
 from norm_fusion.report.quotes import quote
 from norm_fusion.report.rows import Row, Series, baseline_of, cases, fastest_torch, fused, rows_of
 from norm_fusion.runs.store import RunStore
@@ -48,6 +50,40 @@ def made(*runs: str) -> str:
         assert told.environment is not None
         commit = (told.environment.commit or "")[:10]
         table.append(f"| `{run}` | `{' '.join(told.command)}` | {commit} | {_seconds(told):.0f} s |")
+    return "\n".join(table) + "\n"
+
+
+def live(*runs: str) -> str:
+    """A table of a suite's runs: their cards, how much was measured and counted, how long it took."""
+    heads = "run | cards | processes of a case | cells counted | took | of the first"
+    table = [f"| {heads} |", "|---|---:|---:|---:|---:|---:|"]
+    first = _seconds(_store(runs[0]).manifest())
+    for run in runs:
+        store = _store(run)
+        told = store.manifest()
+        each = Counter(case for case, _ in {(r.case, r.replicate) for r in store.records() if r.attempt == 0}).values()
+        processes = " to ".join(str(count) for count in sorted({min(each), max(each)}))
+        counted = [one.status is Status.OK for one in store.counters()]
+        cards = len({one.device_uuid for one in told.environments})
+        took = _seconds(told)
+        cells = f"{sum(counted)} of {len(told.profiled)}"
+        table.append(f"| `{run}` | {cards} | {processes} | {cells} | {took:.0f} s | {took / first:.2f} |")
+    return "\n".join(table) + "\n"
+
+
+def history(run: str) -> str:
+    """A table of what happened in a run, and when: the same things that follow each other count as one."""
+    lines = (_store(run).path / "events.jsonl").read_text().splitlines()
+    told = [json.loads(line) for line in lines]
+    began = datetime.fromisoformat(told[0]["at"])
+    table = ["| after | what |", "|---:|---|"]
+    for what, group in groupby(told, key=lambda event: str(event["event"])):
+        these = list(group)
+        ends = dict.fromkeys((datetime.fromisoformat(event["at"]) - began).seconds for event in (these[0], these[-1]))
+        more = f" x {len(these)}" if len(these) > 1 else ""
+        if what == "resumed":
+            more = f": {these[0]['cases']} cases left, of which {these[0]['records']} records are there"
+        table.append(f"| {' to '.join(map(str, ends))} s | {what}{more} |")
     return "\n".join(table) + "\n"
 
 

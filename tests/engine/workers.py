@@ -177,6 +177,7 @@ def asked_alone(folder: Path, asked: engine.Plan, listener: Watching | None = No
         command=[],
         cases=[case.name for case in asked.shard.cases],
         profiles=list(asked.shard.profiles),
+        profiled=list(asked.profiled),
         device="cpu",
         quick=asked.shard.quick,
         seed=0,

@@ -28,6 +28,8 @@ if not job["trace"]:
     with open(os.environ["FAKE_LOG"], "a") as log:
         print(*(profile for _, _, profile in job["cells"]), file=log)
 open(os.environ["FAKE_LOG"] + ".pid", "w").write(str(os.getpid()))
+while not os.path.exists(f"{folder}/turn"):
+    time.sleep(0.05)
 say("ready", pid=os.getpid())
 print("a library's own words")
 for number, case, profile in job["cells"]:

@@ -247,6 +247,32 @@ def test_cells_are_who_serves_a_case_and_its_roof() -> None:
     )
 
 
+WAITS = """
+import sys
+from pathlib import Path
+from norm_fusion.profiling import cells
+folder = Path(sys.argv[1])
+(folder / "up").touch()
+cells._await(folder / "turn")
+with (folder / "events").open("w") as events:
+    print('{"event": "ready", "pid": 1}', '{"event": "finished"}', sep="\\n", file=events)
+"""
+
+
+def test_who_is_started_early_waits_for_its_turn(tmp_path: Path) -> None:
+    (tmp_path / "waits.py").write_text(WAITS)
+    said: list[object] = []
+
+    def meanwhile() -> None:
+        _until((tmp_path / "up").exists)
+        time.sleep(1)
+        said.append("meanwhile")
+
+    command = [sys.executable, str(tmp_path / "waits.py"), str(tmp_path)]
+    told = child.run(command, {}, tmp_path, 60, lambda event: said.append(event["event"]), meanwhile=meanwhile)
+    assert said == ["meanwhile", "ready", "finished"] and told.finished
+
+
 LEASHED = """
 import os, sys, threading, time
 from pathlib import Path

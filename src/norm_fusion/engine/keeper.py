@@ -58,7 +58,10 @@ class Keeper:
             case m.Measured():
                 message = self._measured(where, message)
             case m.Counted():
-                self.outcome.counters.append(self._stored.keep_counters(message.counters))
+                counters = self._stored.keep_counters(message.counters)
+                self.outcome.counters.append(counters)
+                told = {"case": counters.case, "profile": counters.profile, "status": counters.status}
+                self.event("counted", where=where, **told)
             case m.Processes() if message.count > self.manifest.processes:
                 self._update(processes=message.count)
             case m.After():

@@ -141,12 +141,20 @@ def _all(
 
         return hear
 
-    # The trace first: it leaves compiled kernels on the disk, and compiling takes longer under ncu.
-    traced = _until_known(numbers, lambda left: _trace(work(left, True), timeout_s, heard("trace")))
+    traced: dict[int, Verdict] = {}
+
+    def trace_first() -> None:
+        """It leaves compiled kernels on the disk, and compiling takes longer under ncu, which meanwhile starts."""
+        if not traced:
+            traced.update(_until_known(numbers, lambda left: _trace(work(left, True), timeout_s, heard("trace"))))
+
+    def count(left: Sequence[int]) -> _Attempt:
+        assert found is not None
+        return _count(found, work(left, False), asked, timeout_s, heard("count"), trace_first)
+
     found = ncu.find()
-    if found is None:
-        return dict.fromkeys(numbers, problems.no_ncu()), traced
-    counted = _until_known(numbers, lambda left: _count(found, work(left, False), asked, timeout_s, heard("count")))
+    counted = dict.fromkeys(numbers, problems.no_ncu()) if found is None else _until_known(numbers, count)
+    trace_first()  # where there is no process to start
     return counted, traced
 
 
@@ -187,12 +195,13 @@ def _count(
     asked: Sequence[Cell],
     timeout_s: float,
     heard: Callable[[child.Event], None],
+    meanwhile: Callable[[], None],
 ) -> _Attempt:
     metrics = [metric for metric, _ in METRICS.values()]
-    taken = ncu.take(found, job, metrics, timeout_s, heard)
+    taken = ncu.take(found, job, metrics, timeout_s, heard, meanwhile)
     while taken.unknown and not taken.kernels and len(metrics) > len(taken.unknown):
         metrics = [metric for metric in metrics if metric not in taken.unknown]
-        taken = ncu.take(found, job, metrics, timeout_s, heard)
+        taken = ncu.take(found, job, metrics, timeout_s, heard, meanwhile)
     calls: dict[int, Counted] = {}
     for i, event in taken.told.done.items():
         variants = taken.kernels.get(asked[i])

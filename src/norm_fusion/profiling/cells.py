@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ def main() -> int:
     folder = Path(sys.argv[1])
     _own_folder()
     threading.Thread(target=_leashed, args=[folder / "leash"], daemon=True).start()
+    _await(folder / child.TURN)
     job = json.loads((folder / "job").read_text())
     with (folder / "events").open("a") as file:
 
@@ -67,6 +69,19 @@ def _leashed(path: Path) -> None:
     with path.open("rb") as leash:
         leash.read()
     os.killpg(0, signal.SIGKILL)
+
+
+def _await(turn: Path) -> None:
+    """Import what takes seconds, and wait until the device is ours to use."""
+    if turn.exists():
+        return
+    os.environ["TORCH_WARM_POOL"] = "0"  # or the import would start processes, beside the one at work
+    import torch._inductor.compile_fx  # noqa: F401
+
+    import norm_fusion.measure.environment  # noqa: F401
+
+    while not turn.exists():
+        time.sleep(child.LOOK_UP_S)
 
 
 def _work(job: Mapping[str, Any], say: Callable[..., None]) -> int:

@@ -26,6 +26,8 @@ START_S = 120.0
 # Nsight Compute writes its report once the profiled process is gone; it has this long.
 GRACE_S = 20.0
 LOOK_UP_S = 0.1
+# A file of the folder: from now on the process may use the device; until then it imports what it needs.
+TURN = "turn"
 # Where a process finds the TMPDIR that was the caller's, if it is to have another than who runs it; empty: none.
 TEMPORARY = "NORM_FUSION_TMPDIR"
 
@@ -75,11 +77,12 @@ def run(
     heard: Callable[[Event], None],
     hopeless: Callable[[str], bool] = lambda printed: False,
     environment: Mapping[str, str] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Told:
     """Run a process to its end, or to the moment when it has said nothing for so long.
 
     `folder` gets the job, and stays the caller's; `heard` is told of each event, and what it raises ends the process;
-    `hopeless` looks at what was printed; `environment`: what it has beside ours.
+    `hopeless` looks at what was printed; `environment`: what it has beside ours; `meanwhile` is called while it starts.
     """
     (folder / "job").write_text(json.dumps(job))
     events, printed = folder / "events", folder / "printed"
@@ -100,6 +103,8 @@ def run(
             told.how = f"could not be started: {error.strerror}"
             return told
         try:
+            meanwhile()
+            (folder / TURN).touch()
             for event in _events(process, events, printed, told, timeout_s, hopeless):
                 told.take(event)
                 heard(event)

@@ -76,9 +76,14 @@ def command(ncu: str, folder: Path, metrics: Sequence[str]) -> list[str]:
 
 
 def take(
-    ncu: Ncu, job: child.Event, metrics: Sequence[str], timeout_s: float, heard: Callable[[child.Event], None]
+    ncu: Ncu,
+    job: child.Event,
+    metrics: Sequence[str],
+    timeout_s: float,
+    heard: Callable[[child.Event], None],
+    meanwhile: Callable[[], None],
 ) -> Taken:
-    """Run one process under ncu and read what it wrote, whatever became of it."""
+    """Run one process under ncu and read what it wrote, whatever became of it; `meanwhile` is called as it starts."""
 
     def in_the_way(printed: str) -> Problem | None:
         return problems.hopeless(printed, ncu.path, ncu.version)
@@ -95,6 +100,7 @@ def take(
             # Its lock lies in TMPDIR: one for all cards of a machine would have them wait for each other, where each
             # card has a lock of ours. The process that it profiles gets its own TMPDIR back.
             environment={"TMPDIR": place, child.TEMPORARY: os.environ.get("TMPDIR", "")},
+            meanwhile=meanwhile,
         )
         taken = Taken(told, hopeless=in_the_way(told.printed), unknown=problems.unknown(metrics, told.printed))
         report = folder / f"{REPORT}.ncu-rep"
