@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,8 @@ def shards_do(
     site = SITE.format(worker=text, verifier=VERIFIER, beat_s=beat_s)
     (folder / "sitecustomize.py").write_text(site)
     source = str(Path(engine.__file__).parents[2])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), source]))
+    there = filter(None, [os.environ.get("PYTHONPATH")])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), source, *there]))
 
 
 def asked(cases: Sequence[Case], run_id: str = "a", model: str | None = None, **changes: object) -> Plan:
@@ -106,6 +108,24 @@ def run_of(folder: Path, plan: Plan, listener: engine.Listener, model: str | Non
         return engine.Run(plan, manifest, lambda: RunStore.create(store.path.parent, store.path.name), listener)
     left = resume.left(store, manifest, plan.cases, mixed=False, retry_failed=False)
     return engine.Run(plan.of(left.cases, left.profiled), left.manifest, lambda: store, listener, left.earlier)
+
+
+def cost_s(folder: Path, crew: Callable[[], engine.Crew], cases: Sequence[Case], model: str | None = None) -> float:
+    """What the engine itself takes for a shard of one case: the best of three runs, whose workers take no time."""
+    took = []
+    for number in range(3):
+        one = run_of(folder, asked(cases, f"cost-{number}"), lambda where, message: None, model)
+        began = time.monotonic()
+        (outcome,) = engine.carry_out([one], crew())
+        took.append((time.monotonic() - began) / len(cases))
+        assert outcome.exit_code == 0
+    print(f"{min(took):.2f} s a shard")
+    return min(took)
+
+
+def bound_s(seconds: float) -> float:
+    """A bound that is meant for the host of a GPU, on this machine."""
+    return seconds if len(os.sched_getaffinity(0)) >= 8 else 3 * seconds
 
 
 def running() -> list[tuple[int, int, str]]:

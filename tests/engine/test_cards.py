@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from elsewhere import CARD, asked, manifest_of, run_of, running, shards_do
+from elsewhere import CARD, asked, bound_s, cost_s, manifest_of, run_of, running, shards_do
 from workers import Watching
 
 from norm_fusion import engine
@@ -46,6 +46,11 @@ def test_cases_are_dealt_and_no_ratio_spans_two_cards(tmp_path: Path, monkeypatc
         by_case.setdefault(record.case, set()).add(record.fingerprint)
     assert {len(prints) for prints in by_case.values()} == {1}, "all processes of a case are on one card"
     assert Counter(r.case for r in store.records()) == dict.fromkeys(NAMES, 3)
+
+
+def test_a_shard_in_a_process_of_its_own_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards_do(tmp_path / "site", monkeypatch)
+    assert cost_s(tmp_path, lambda: Cards(["GPU-one"]), CASES[:1]) < bound_s(1.0)
 
 
 def test_both_cards_work_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
