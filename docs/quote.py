@@ -20,6 +20,7 @@ from pathlib import Path
 from norm_fusion.evidence.stored import concluded
 from norm_fusion.harness.report import HarnessReport
 from norm_fusion.records import Manifest, Status
+from norm_fusion.report.counters import limits, ordered
 from norm_fusion.report.quotes import quote
 from norm_fusion.report.rows import Row, Series, baseline_of, cases, fastest_torch, fused, rows_of
 from norm_fusion.runs.store import RunStore
@@ -68,6 +69,19 @@ def live(*runs: str) -> str:
         took = _seconds(told)
         cells = f"{sum(counted)} of {len(told.profiled)}"
         table.append(f"| `{run}` | {cards} | {processes} | {cells} | {took:.0f} s | {took / first:.2f} |")
+    return "\n".join(table) + "\n"
+
+
+def limited(run: str) -> str:
+    """A table of what limits each profile on each case, by its counters, and shares of two peaks."""
+    store = _store(run)
+    counted = ordered(store.counters(), store.manifest())
+    found = limits(counted)
+    table = ["| case | profile | what limits it | DRAM | tensor pipes |", "|---|---|---|---:|---:|"]
+    for one in counted:
+        if (one.case, one.profile) in found:
+            shares = ["-" if share is None else f"{share:.0f}%" for share in (one.dram_pct, one.tensor_pct)]
+            table.append(f"| {one.case} | {one.profile} | {found[one.case, one.profile].kind} | {' | '.join(shares)} |")
     return "\n".join(table) + "\n"
 
 
