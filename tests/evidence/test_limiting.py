@@ -96,6 +96,17 @@ def test_short_kernels_are_launches_however_busy_memory_is() -> None:
     assert limit(made(kernels=8, duration_ms=8 * 0.006), COPY).kind != "launch"
 
 
+def test_beside_a_copy_that_is_mostly_a_launch_so_is_what_takes_little_longer() -> None:
+    small = made(duration_ms=0.0041, dram_pct=22.0)
+    found = limit(made(duration_ms=0.0060, dram_pct=14.0), small)
+    assert (
+        found.kind == "launch"
+        and "takes 6.0 µs, and the copy's 4.1 µs, which is mostly its beginning" in found.sentence
+    )
+    few = limit(made(duration_ms=0.0076, dram_pct=12.0, occupancy_pct=6.0), small)
+    assert few.kind == "occupancy" and "only 6% of the warps" in few.sentence
+
+
 def test_few_warps_say_nothing_of_a_kernel_that_uses_the_tensor_pipes() -> None:
     found = limit(made(tensor_pct=45.0, occupancy_pct=15.0))
     assert found.kind == "latency" and "tensor pipes at 45%" in found.sentence
