@@ -112,6 +112,36 @@ def test_a_signal_ends_all_cards_and_keeps_what_they_told(tmp_path: Path, monkey
     assert not children(), "no process is left"
 
 
+def test_after_a_signal_no_shard_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "SHARD", [sys.executable, "-c", "import sys; sys.exit('it was started')"])
+    crew, told = Cards(["GPU-one", "GPU-two"]), []
+    plan = asked(CASES)
+    tasks = crew.tasks(plan, manifest_of(plan), [])
+    crew.stop(signal.SIGINT)
+    crew.work([(task, lambda where, message: told.append((where, message))) for task in tasks])
+    assert told == []
+
+
+def test_a_card_that_is_refused_does_not_keep_the_others_from_their_conclusions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any of the others began, or after."""
+    refused = (
+        "if os.environ['CUDA_VISIBLE_DEVICES'] == 'GPU-two':\n    send('refused', message='in use')\n    sys.exit(2)"
+    )
+    slow = "if os.environ['CUDA_VISIBLE_DEVICES'] == 'GPU-one': time.sleep(3)"
+    for run_id, before in (("a", f"{refused}\n{slow}"), ("b", f"{slow}\n{refused}")):
+        shards_do(tmp_path / "site", monkeypatch, before=before)
+        (outcome,) = engine.carry_out(
+            [run_of(tmp_path, asked(CASES, run_id), Watching())], Cards(["GPU-one", "GPU-two"])
+        )
+        store = RunStore(tmp_path / run_id)
+        manifest = store.manifest()
+        assert (outcome.exit_code, manifest.state, len(manifest.done)) == (3, "partial", 3)
+        assert manifest.notes == ["cuda:1: in use"]
+        assert store.conclusions() == outcome.conclusions is not None
+
+
 def test_a_shard_that_says_nothing_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cards, "SILENT_S", 2.0)
     silent = "import sys, time; sys.stdin.readline(); time.sleep(1000)"

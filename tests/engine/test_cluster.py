@@ -183,7 +183,8 @@ def test_a_driver_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
     assert outcome.exit_code == 0
     assert Counter(record.case for record in store.records()) == dict.fromkeys(NAMES, 1)
-    assert events(store)["finished"] == 1
+    assert (events(store)["finished"], events(store)["twice"]) == (1, 0), "what was there is not measured again"
+    assert before.items() <= {path.name: path.stat().st_mtime_ns for path in store.record_files()}.items()
 
 
 def test_a_model_that_is_not_there(tmp_path: Path, nodes: Nodes) -> None:

@@ -67,6 +67,16 @@ def test_counters_are_kept_after_all_cases(tmp_path: Path, monkeypatch: pytest.M
     assert listener.of("step")[-2:] == [(FIRST, "count torch-eager"), (SECOND, "count torch-eager")]
 
 
+def test_a_run_that_lacks_counters_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted(monkeypatch)
+    told = profiling.profile
+    monkeypatch.setattr(profiling, "profile", lambda cells, **more: list(told(cells, **more))[:1])
+    outcome, store = run(tmp_path, plan(profiled=CELLS))
+    assert (outcome.exit_code, store.manifest().state) == (3, "partial")
+    left = resume.left(store, store.manifest(), CASES, mixed=False, retry_failed=False)
+    assert (left.cases, left.profiled) == ((), CELLS[1:])
+
+
 def test_an_interruption_costs_the_counters_alone_and_these_are_collected_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ from workers import (
 
 from norm_fusion.engine import host, processes
 from norm_fusion.records import Code, Conditions, Environment, Record, Samples, Status
+from norm_fusion.runs import verify
 from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import CONTROL, ROOF, SpecError
 
@@ -829,6 +830,18 @@ def test_a_signal_keeps_what_was_measured(
     }
     assert outcome.conclusions is not None and store.conclusions() == outcome.conclusions
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_between_two_processes_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that had begun and told nothing is none that the run had."""
+    asked_for = tmp_path / "asked"
+    early = f"if NUMBER == 1:\n    open({str(asked_for)!r}, 'w').close()\n    time.sleep(1)\n    sys.exit(0)"
+    worker(monkeypatch, before=STOPS + early)
+    when_there(asked_for, signal.SIGINT)
+    outcome, store = run(tmp_path, plan(*TWO, quick=False, fewest=5, most=5))
+    assert outcome.exit_code == 130 and store.manifest().processes == 1
+    assert {process for _, _, process in rows(store)} == {0}
+    assert verify.gaps(list(store.records()), store.manifest()) == []
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

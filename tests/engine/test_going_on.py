@@ -9,6 +9,7 @@ from workers import CASES, ENVIRONMENT, FIRST, SECOND, THIRD, Verdicts, Watching
 from norm_fusion import engine
 from norm_fusion.engine import processes
 from norm_fusion.engine.cards import Here
+from norm_fusion.runs import aside
 from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import SpecError
 
@@ -82,6 +83,41 @@ def test_another_machine_begins_anew_what_was_not_done(tmp_path: Path, monkeypat
     assert by_case == {FIRST: {ENVIRONMENT.fingerprint}, SECOND: {other.fingerprint}, THIRD: {other.fingerprint}}
     assert any("torch was 2, is 3" in note for note in manifest.notes)
     assert len(list((store.path / "aside" / "1" / "records").iterdir())) == 2
+
+
+def test_only_what_was_measured_elsewhere_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a run of two cards, of which one is left."""
+    worker(monkeypatch)
+    asked = plan(*TWO, quick=False, fewest=2, most=2)
+    _, store = run(tmp_path, asked)
+    forgotten(store, f"{SECOND}.r1.json", f"{THIRD}.r1.json", done=(FIRST,))
+    here = ENVIRONMENT.model_copy(update={"device_name": "the one that is left"})
+    (second,) = (store.path / "records").glob(f"{SECOND}.*")
+    moved = [r.model_copy(update={"fingerprint": here.fingerprint}) for r in store.records() if r.case == SECOND]
+    samples = [store.samples(r) for r in moved]
+    aside.set_aside(store, lambda record: record.case == SECOND)
+    store.keep(SECOND, 0, 0, list(zip(moved, samples, strict=True)))
+    store.write_manifest(store.manifest().model_copy(update={"further": [here]}))
+    before = second.stat().st_mtime_ns
+    worker(monkeypatch, environment=here)
+    listener = Watching()
+    assert go_on(tmp_path, asked, listener).exit_code == 0
+    assert listener.of("measured") == [(THIRD, 2), (SECOND, 2), (THIRD, 2)], "the second case's first process stays"
+    assert second.stat().st_mtime_ns == before
+    by_case = {r.case: {one.fingerprint for one in store.records() if one.case == r.case} for r in store.records()}
+    assert by_case[SECOND] == by_case[THIRD] == {here.fingerprint}
+
+
+def test_a_cpu_does_not_go_on_with_what_a_gpu_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(monkeypatch)
+    asked = plan(*TWO, quick=False, fewest=2, most=2)
+    _, store = run(tmp_path, asked)
+    forgotten(store, f"{SECOND}.r1.json", f"{THIRD}.r1.json", done=(FIRST,))
+    other = ENVIRONMENT.model_copy(update={"device": "cuda", "device_name": "NVIDIA H200"})
+    store.write_manifest(store.manifest().model_copy(update={"environment": other}))
+    with pytest.raises(SpecError, match="the run was begun on NVIDIA H200, and what there is here is"):
+        go_on(tmp_path, asked)
+    assert store.manifest().done == [FIRST] and len(store.record_files()) == 4
 
 
 def test_a_refusal_ticks_no_case_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

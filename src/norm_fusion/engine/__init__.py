@@ -7,6 +7,7 @@ cards.py      the cards of this machine: this process where it is one, a process
 cluster.py    Ray's cards, through the same process (joining.py lets us in, remote.py is what travels)
 host.py       a worker's conversation, its clock seen from outside, its end
 processes.py  the processes themselves: one measures, one judges rows
+suitable.py   is the card the one that was meant, and the one of before?
 absent.py     contestants that a run goes on without
 monitor.py    clocks, heat, power and company beside the samples
 """

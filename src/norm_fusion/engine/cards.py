@@ -82,8 +82,11 @@ class Cards:
     def work(self, jobs: Sequence[Job]) -> None:
         heard: queue.Queue[tuple[str, bytes | None]] = queue.Queue()
         waiting = {f"cuda:{i}": job for i, job in enumerate(jobs) if job[0].plan.cases or job[0].plan.profiled}
-        for device, (task, _) in waiting.items():
-            self._start(device, self.cards[int(device.partition(":")[2])], task, heard)
+        for device, (task, _) in list(waiting.items()):
+            if self.stopped:
+                del waiting[device]
+            else:
+                self._start(device, self.cards[int(device.partition(":")[2])], task, heard)
         takes = {device: take for device, (_, take) in waiting.items()}
         spoke = dict.fromkeys(waiting, time.monotonic())
         try:
@@ -122,6 +125,8 @@ class Cards:
             SHARD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=only
         )
         self.running[device] = process
+        if self.stopped:  # meanwhile
+            process.send_signal(signal.SIGTERM)
         assert process.stdin is not None
         with suppress(BrokenPipeError):
             process.stdin.write(task.model_dump_json(by_alias=True).encode() + b"\n")

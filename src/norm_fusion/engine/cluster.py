@@ -114,7 +114,10 @@ class Cluster:
 
     def work(self, jobs: Sequence[Job]) -> None:
         archive = self.ray.put(self.archive)
-        shards = [_Shard(number, task, take) for number, (task, take) in enumerate(jobs)]
+        shards = [
+            _Shard(number, task, take, made=list(task.earlier), environment=task.environment)
+            for number, (task, take) in enumerate(jobs)
+        ]
         looked_s = head_s = time.monotonic()
         try:
             blocked = self._blocked(shards)

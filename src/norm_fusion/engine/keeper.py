@@ -39,7 +39,7 @@ class Outcome:
             return 128 + self.interrupted
         if (self.kept and self.problem is not None) or any(record.amiss for record in self.records):
             return 1
-        return 0 if self.manifest is None or self.manifest.whole else 3
+        return 0 if self.manifest is None or self.manifest.state == "finished" else 3
 
 
 class Keeper:
@@ -48,6 +48,7 @@ class Keeper:
     def __init__(self, manifest: Manifest, create: Callable[[], RunStore], listener: Listener) -> None:
         self.manifest, self.create, self.listener = manifest, create, listener
         self.store: RunStore | None = None
+        self.refusals: list[str] = []  # of shards, before there was a folder
         self.outcome = Outcome()
 
     def take(self, where: str, message: m.Message) -> None:
@@ -106,6 +107,9 @@ class Keeper:
             self.store.drop_conclusions()
             self.outcome.records = list(self.store.records())
             self.outcome.counters = list(self.store.counters())
+            for refusal in self.refusals:
+                self.note(refusal)
+                self.event("refused", message=refusal)
 
     def failed(self, error: OSError) -> None:
         """It cannot be kept: what is in memory is all that there will be."""
@@ -115,6 +119,7 @@ class Keeper:
         """Say how it ended, and what follows from it."""
         try:
             if self.store is None:
+                self.outcome.problem = self.outcome.problem or "; ".join(self.refusals) or None
                 self._update(state="interrupted" if self.outcome.interrupted is not None else "blocked")
             elif self.outcome.problem is None:
                 self._finish(self.store)
@@ -132,9 +137,14 @@ class Keeper:
         self.outcome.conclusions = store.write_conclusions(self.outcome.conclusions)
 
     def _state(self) -> str:
-        if self.manifest.whole:
+        if self.manifest.whole and not self._uncounted:
             return "finished"
         return "partial" if self.outcome.records else "blocked"
+
+    @property
+    def _uncounted(self) -> set[tuple[str, str]]:
+        """The cells whose counters were to be read, and of which nothing was told."""
+        return set(self.manifest.profiled) - {(one.case, one.profile) for one in self.outcome.counters}
 
     @property
     def _stored(self) -> RunStore:
@@ -175,10 +185,11 @@ class Keeper:
         """Here it is the user's to mend, if nothing was measured yet; elsewhere the run goes on without this shard."""
         if self.store is None and not where:
             raise SpecError(message.message)
+        said = f"{where}: {message.message}" if where else message.message
         if self.store is None:
-            self.outcome.problem = message.message
+            self.refusals.append(said)
             return
-        self.note(f"{where}: {message.message}" if where else message.message)
+        self.note(said)
         self.event("refused", where=where, message=message.message)
 
     def _update(self, **changes: Any) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from norm_fusion import backends
 from norm_fusion.engine import messages as m
-from norm_fusion.engine import processes
+from norm_fusion.engine import processes, suitable
 from norm_fusion.engine.absent import Absent, failures
 from norm_fusion.engine.host import Fate, Host
 from norm_fusion.engine.monitor import Monitor, events
@@ -34,16 +34,8 @@ STANDBY_CPUS = 4
 Tell = Callable[[m.Message], None]
 
 
-class _Unsuitable(Exception):
-    """The card is not what was asked for."""
-
-
 class _Stopped(Exception):
     """A signal came while counters were read."""
-
-
-class _Elsewhere(Exception):
-    """What was measured before was measured on another card, or by other software."""
 
 
 class Session:
@@ -63,6 +55,7 @@ class Session:
         self.held.callback(self.verifier.close)
         self.began_s = time.monotonic()
         self.longest_s = 0.0  # of a process, per case
+        self.compared = False  # with where what there is was measured?
         self._start_from(task.earlier)
 
     def _start_from(self, earlier: list[m.Made]) -> None:
@@ -77,13 +70,13 @@ class Session:
             self.verifier.start()
             try:
                 self._attempts()
-            except _Unsuitable as unsuitable:
-                self.tell(m.Refused(message=str(unsuitable)))
+            except suitable.Unsuitable as odd:
+                self.tell(m.Refused(message=str(odd)))
                 self.refused = True
-            except _Elsewhere as elsewhere:
-                cases = dict.fromkeys(record.case for record in self.records)
-                self.tell(m.Anew(cases=list(cases), reason=str(elsewhere)))
-                self._start_from([])
+            except suitable.Elsewhere as elsewhere:
+                self.tell(m.Anew(cases=elsewhere.cases, reason=str(elsewhere)))
+                kept = [record for record in self.records if record.case not in elsewhere.cases]
+                self._start_from([(record, self._samples.get(record.key)) for record in kept])
                 self._attempts()
             for case in [case for case in self.plan.cases if case.name in self.absent.untold]:
                 assert self.host is not None
@@ -172,7 +165,7 @@ class Session:
         took = time.monotonic() - began
         self.longest_s = max(self.longest_s, took / len(cases))
         if self.interrupted is not None:
-            if attempt == 0:
+            if any((r.replicate, r.attempt) == (number, 0) for r in self.records):
                 self.tell(m.Processes(count=number + 1))
             return False
         widths = [width for case in cases if (width := self._widest(case, attempt)) is not None]
@@ -280,20 +273,17 @@ class Session:
         if self.environment is None:
             self._settle(environment, Conditions.model_validate(event["conditions"]))
         elif environment != self.environment:
-            odd = _unlike(self.environment, environment)
+            odd = suitable.unlike(self.environment, environment)
             self._note(f"process {shard.replicate + 1} found another environment than the first: {odd}")
-        if self.records and self.task.environment is not None and self.task.environment != self.environment:
-            odd, was = _unlike(self.task.environment, environment), self.task.environment
-            self.task = self.task.model_copy(update={"environment": None})
-            raise _Elsewhere(odd or f"{was.device_name} was another")
+        if not self.compared:
+            self.compared = True
+            suitable.compare(self.task, self.records, environment)
         of = (self.plan.fewest, self.plan.most)
         cases, attempt = len(shard.cases), shard.attempt
         self.tell(m.Process(number=shard.replicate + 1, of=of, cases=cases, attempt=attempt, steps=event["total"]))
 
     def _settle(self, environment: Environment, before: Conditions) -> None:
-        model = self.task.model
-        if model is not None and environment.device == "cuda" and model.split("-")[0] not in environment.device_name:
-            raise _Unsuitable(f"a GPU of model {model} was asked for, and the card is {environment.device_name}")
+        suitable.check(self.task, environment)
         self.environment = environment
         self.device = "cpu" if environment.device == "cpu" else f"cuda:{environment.device_index}"
         self.monitor = self.held.enter_context(Monitor(environment, self._pids))
@@ -391,8 +381,3 @@ class Session:
 
     def _note(self, text: str) -> None:
         self.tell(m.Note(text=text))
-
-
-def _unlike(was: Environment, is_: Environment) -> str:
-    """What of an environment is another, in words."""
-    return ", ".join(f"{name} was {before}, is {now}" for name, (before, now) in was.unlike(is_).items())
