@@ -126,10 +126,9 @@ def test_a_card_that_is_refused_does_not_keep_the_others_from_their_conclusions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before any of the others began, or after."""
-    refused = (
-        "if os.environ['CUDA_VISIBLE_DEVICES'] == 'GPU-two':\n    send('refused', message='in use')\n    sys.exit(2)"
-    )
-    slow = "if os.environ['CUDA_VISIBLE_DEVICES'] == 'GPU-one': time.sleep(3)"
+    card = "if os.environ['CUDA_VISIBLE_DEVICES'] =="
+    refused = f"{card} 'GPU-two':\n    send('refused', message='in use')\n    sys.exit(2)"
+    slow = f"{card} 'GPU-one': time.sleep(3)"
     for run_id, before in (("a", f"{refused}\n{slow}"), ("b", f"{slow}\n{refused}")):
         shards_do(tmp_path / "site", monkeypatch, before=before)
         (outcome,) = engine.carry_out(

@@ -34,6 +34,11 @@ def test_the_newest_is_first_and_devices_are_counted(tmp_path: Path) -> None:
     assert (old.run_id, old.state, old.done, old.devices) == ("old", "finished", 2, ())
 
 
+def test_one_card_with_other_software_is_one_card(tmp_path: Path) -> None:
+    made(tmp_path, "a", environment=CARD, further=[CARD.model_copy(update={"commit": "c" * 40})])
+    assert listed(tmp_path)[0][0].devices == ("NVIDIA A10G",)
+
+
 def test_running_is_what_a_process_holds(tmp_path: Path) -> None:
     store = made(tmp_path, "a", state="running")
     assert listed(tmp_path)[0][0].state == "interrupted", "its process ended suddenly"

@@ -1,6 +1,7 @@
 """Going on with a run: what is done stays, what a sudden end left is mended, and another question is another run."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -87,12 +88,12 @@ def test_nothing_is_left_of_a_run_that_is_done(store: RunStore) -> None:
     ("changes", "says"),
     [
         ({"suite": "other"}, "its suite was None, is now other"),
-        ({"cases": [FIRST, SECOND]}, f"its cases have {THIRD} more"),
+        ({"cases": [FIRST, SECOND]}, f"its cases have {THIRD} too"),
         ({"profiles": ["torch-eager", "torch-native"]}, "its profiles lack torch-native"),
-        ({"quick": True}, "its quick was False, is now True"),
-        ({"fewest": 7}, "its fewest was 1, is now 7"),
-        ({"precision": 0.5}, "its precision was 0.01, is now 0.5"),
-        ({"model": "A10G"}, "its model was None, is now A10G"),
+        ({"quick": True}, "its --quick was False, is now True"),
+        ({"fewest": 7, "most": 7}, "its --processes was 1, is now 7"),
+        ({"precision": 0.5}, "its --precision was 0.01, is now 0.5"),
+        ({"model": "A10G"}, "its --gpu-model was None, is now A10G"),
     ],
 )
 def test_another_question_is_another_run(store: RunStore, changes: dict[str, object], says: str) -> None:
@@ -151,6 +152,28 @@ def test_counters_that_are_there_are_not_collected_again(store: RunStore) -> Non
     )
     found = left(store, asked(profiled=cells))
     assert (found.cases, found.profiled) == ((), ((SECOND, "torch-eager"),))
+
+
+def test_counters_may_be_asked_for_later_and_not_be_given_up(store: RunStore) -> None:
+    cells = [(FIRST, "torch-eager")]
+    kept(store, THIRD)
+    store.write_manifest(asked(done=[FIRST, SECOND, THIRD], state="finished"))
+    found = left(store, asked(profiled=cells))
+    assert (found.cases, found.profiled, found.manifest.profiled) == ((), tuple(cells), cells)
+    with pytest.raises(StoreError, match="was asked something else: it is --with-profiling"):
+        left(store, asked())
+
+
+def test_counters_that_were_not_to_be_had_are_asked_for_again(store: RunStore) -> None:
+    cells = [(FIRST, "torch-eager"), (SECOND, "torch-eager")]
+    kept(store, THIRD)
+    store.write_manifest(asked(done=[FIRST, SECOND, THIRD], profiled=cells, state="finished"))
+    for (case, profile), status in zip(cells, (Status.OK, Status.UNAVAILABLE), strict=True):
+        told = {"run_id": "a", "case": case, "profile": profile, "compulsory_bytes": 1, "fingerprint": "0" * 16}
+        store.keep_counters(Counters(**told, status=status))
+    assert left(store, asked(profiled=cells)).profiled == ()
+    assert left(store, asked(profiled=cells), retry_failed=True).profiled == (cells[1],)
+    assert len(list(store.counters())) == 1
 
 
 # --- a sudden end ---------------------------------------------------------------------------------------------------
@@ -318,6 +341,23 @@ def test_a_process_that_ended_suddenly_leaves_no_damage_aside(store: RunStore) -
     left(store)
     assert (store.path / "aside" / "1" / "records" / f"{SECOND}.r0.json").exists()
     assert verify.damaged(store)[0] == []
+
+
+def test_a_sum_without_its_last_end_of_line_is_whole(store: RunStore) -> None:
+    path = store.path / SUMS
+    path.write_text(path.read_text().rstrip("\n"))
+    left(store)
+    kept(store, THIRD)
+    assert_sums(store)
+    assert verify.damaged(store) == ([], 8)
+
+
+def test_what_was_set_aside_first_may_be_deleted(store: RunStore) -> None:
+    aside.set_aside(store, lambda record: record.key.endswith("r1"))
+    aside.set_aside(store, lambda record: record.case == SECOND)
+    shutil.rmtree(store.path / "aside" / "1")
+    aside.set_aside(store, lambda record: record.case == FIRST)
+    assert sorted(path.name for path in (store.path / "aside").iterdir()) == ["2", "3"]
 
 
 def test_an_event_that_was_cut_off_spoils_no_other(store: RunStore) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from norm_fusion import backends
+from norm_fusion.cli.measure import _known
 from norm_fusion.runs import suites
 from norm_fusion.spec import DEFAULT_CASES, SpecError
 
@@ -128,6 +129,38 @@ def wrong(folder: Path, text: str, line: int | None, says: str) -> None:
         suites.load(str(path))
     where = f"{path}, line {line}:" if line is not None else f"{path}: "
     assert where in str(caught.value) or f"at line {line}" in str(caught.value)
+
+
+def test_a_case_in_two_spellings_is_there_twice(tmp_path: Path) -> None:
+    text = GOOD.replace('cases = ["rmsnorm-4x4-float16"]', "") + TABLES
+    other = 'rmsnorm-4x4-float16 = "a small one"\nrmsnorm-04x4-float16 = "the same"'
+    text = text.replace('rmsnorm-4x4-float16 = "a small one"', other)
+    wrong(tmp_path, text, 12, "key 'cases' names 'rmsnorm-04x4-float16' twice, as 'rmsnorm-4x4-float16' is the same")
+
+
+def test_what_stands_in_a_long_text_is_no_key(tmp_path: Path) -> None:
+    text = GOOD.replace('why = "W"', 'why = """\ncolour = "in words"\n"""') + 'colour = "red"\n'
+    wrong(tmp_path, text, 11, "key 'colour' is unknown")
+
+
+def test_of_two_lines_the_second_is_the_one_too_many(tmp_path: Path) -> None:
+    listed = 'cases = [\n  "rmsnorm-4x4-float16",\n  "rmsnorm-4x4-float16",\n]'
+    wrong(tmp_path, GOOD.replace('cases = ["rmsnorm-4x4-float16"]', listed), 10, "names 'rmsnorm-4x4-float16' twice")
+
+
+def test_an_option_with_another_key_is_told_which(tmp_path: Path) -> None:
+    text = GOOD.replace('cases = ["rmsnorm-4x4-float16"]', "") + TABLES
+    text = text.replace('summary = "another"', 'summary = "another"\nsummery = "a slip"')
+    wrong(tmp_path, text, 15, "key 'options.more.summery' is unknown: allowed are summary, cases")
+
+
+def test_a_profile_that_there_is_not_is_named_with_its_line_and_key(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD.replace('["torch"]', '["torch", "torch-eagre"]'))
+    with pytest.raises(SpecError, match=r"line 7: key 'profiles': backend 'torch-eagre' is unknown"):
+        suites.load(str(path), _known)
+    path.write_text(GOOD)
+    assert suites.load(str(path), _known).profiles == ("torch",)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from norm_fusion.runs.store import RunStore
 
 
+# A model of GPU, as Ray names it; it becomes a folder's name.
+MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
 @dataclass(frozen=True)
 class Pace:
     """How many processes measure, how precisely and for how long."""
@@ -108,7 +112,7 @@ class Cluster:
     shards: int | None
 
 
-def asked_cluster(address: str | None, models: Sequence[str], shards: int | None) -> Cluster | None:
+def asked_cluster(address: str | None, models: Sequence[str], shards: int | None, device: str) -> Cluster | None:
     """The cluster that is asked for; None: this machine's cards."""
     if address is None:
         for option, given in (("--gpu-model", models), ("--shards", shards)):
@@ -117,6 +121,13 @@ def asked_cluster(address: str | None, models: Sequence[str], shards: int | None
                     f"{option} is for a cluster: give its --address too, or choose a card with --device cuda:N"
                 )
         return None
+    if device.startswith("cuda:"):
+        raise SpecError(f"--device {device} is a card of this machine: the cluster at --address chooses its own")
+    if device == "cpu" and models:
+        raise SpecError("--gpu-model is of GPUs, and --device cpu of CPUs: leave one out")
+    for model in models:
+        if MODEL.fullmatch(model) is None:
+            raise SpecError(f"--gpu-model {model[:80]!r} is no name of a model: write it like A10G, as Ray names it")
     return Cluster(address, tuple(dict.fromkeys(models)), shards)
 
 
@@ -167,6 +178,7 @@ def _run(
     """A new run, or what is left of the one that is there, which is held until `held` is closed."""
     from norm_fusion import engine
     from norm_fusion.runs import resume
+    from norm_fusion.runs.files import StoreError
     from norm_fusion.runs.store import RunStore
 
     plan, asked = _asked(question, run_id, model, cluster)
@@ -174,6 +186,8 @@ def _run(
     if not (store.path / "manifest.json").exists():
 
         def create() -> RunStore:
+            if resume.locked(store):  # since a moment ago
+                raise StoreError(resume.busy(store))
             made = RunStore.create(store.path.parent, store.path.name)
             held.callback(resume.lock(made).release)
             return made
@@ -249,7 +263,9 @@ def _as_it_is(run: engine.Run) -> engine.Outcome:
     store = run.create()
     manifest = store.manifest()
     made, records, left_out = with_records(store, manifest)
-    problem = None if not left_out else left_out[0]
+    problem = left_out[0] if left_out else None
+    if len(left_out) == 1 and "calls.json" in left_out[0]:
+        problem = f"{left_out[0]}; `norm-fusion judge {store.path} --write` makes it again"
     return engine.Outcome(records, list(store.counters()), made, manifest, kept=True, problem=problem)
 
 
@@ -284,6 +300,10 @@ def _say_how_it_ended(console: Console, outcome: engine.Outcome, output: Path) -
         say(f"{outcome.problem}; {shown}{goes_on}", "red")
     if manifest.state in ("interrupted", "partial", "blocked"):
         done = f"{len(manifest.done)} of {len(manifest.cases)} cases are done"
+        if not manifest.whole and outcome.records:
+            done += f", {manifest.processes} process{'es' * (manifest.processes > 1)} of them measured"
+        if lacking := len(manifest.profiled) - len(outcome.counters):
+            done += f", {lacking} of {len(manifest.profiled)} cells are not counted"
         say(f"{manifest.state}: {done}; the same command goes on with --run-id {_asked_id(manifest)}", "yellow")
     if not outcome.records:
         say(f"kept in {kept}")

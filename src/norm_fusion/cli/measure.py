@@ -149,7 +149,7 @@ def _run(
         typed = [suite, *context.args]
         named = next((word for word in typed if not word.startswith("-")), suite)
         typed.remove(named)
-        chosen = suites.load(named)
+        chosen = suites.load(named, _known)
         known = {f"--include-{name}": name for name in chosen.options}
         unknown = [word for word in typed if word not in known]
         if unknown:
@@ -169,7 +169,7 @@ def _run(
             profiling=with_profiling,
             profiled=chosen.profiled,
         )
-        cluster = asked_cluster(address, gpu_model or [], shards)
+        cluster = asked_cluster(address, gpu_model or [], shards, device)
         answer(question, Kept(run_id, output, retry_failed, allow_mixed), json, cluster)
 
 
@@ -198,6 +198,12 @@ def _profiles(named: Sequence[str], contestants: Sequence[str], cases: Sequence[
     """The profiles of both kinds that some case has a use for."""
     ops = {case.op for case in cases}
     return (*backends.select(named, ops), *(backends.contestant(text, ops) for text in contestants))
+
+
+def _known(profile: str) -> str:
+    """A profile's name, or a family's, else SpecError."""
+    backends.select([profile], tuple(Op))
+    return profile
 
 
 def _cases(

@@ -107,7 +107,12 @@ ProfilingOption = Annotated[
     ),
 ]
 RetryOption = Annotated[
-    bool, typer.Option("--retry-failed", help="Of a run that is there, measure cases with a failed row anew.")
+    bool,
+    typer.Option(
+        "--retry-failed",
+        help="Of a run that is there, measure cases with a failed row anew, and ask again for counters that were not "
+        "to be had.",
+    ),
 ]
 MixedOption = Annotated[
     bool, typer.Option("--allow-mixed", help="Go on with a run that was begun by another commit of this code.")

@@ -123,7 +123,8 @@ def _verify(run: RunArgument, output: OutputOption = Path("runs")) -> None:
         if odd:
             raise typer.Exit(1)
         typer.echo(
-            f"{run}: {files} files are as they were written, and {len(records)} records follow from their samples"
+            f"{run}: {files} files of records, samples and counters are as they were written, and {len(records)} "
+            "records follow from their samples"
         )
 
 

@@ -56,12 +56,13 @@ def _checked(address: str) -> None:
     """Can it be reached, and is it ours alone?"""
     if "://" in address:
         raise SpecError(
-            f"--address {address!r}: leave out what stands before ://, and give the port of Ray's head: HOST:PORT"
+            f"--address (or RAY_ADDRESS) {address!r}: leave out what stands before ://, and give the port of Ray's "
+            "head: HOST:PORT"
         )
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isdecimal():
-        raise SpecError(f"--address {address!r} is not HOST:PORT: write it like 10.0.0.4:6379")
+        raise SpecError(f"--address (or RAY_ADDRESS) {address!r} is not HOST:PORT: write it like 10.0.0.4:6379")
     if host in LOOPBACK:
         # A plain ray.init() would write a token, and turn authentication on for every later head of this machine.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -103,4 +104,5 @@ def _refusal(address: str, error: BaseException) -> str:
     node = (
         f"`ray start --address={address} --num-cpus=0 --num-gpus=0` makes this machine one of its nodes, as it must be"
     )
-    return f"the cluster at {address} cannot be joined: {first_line(said[-1])}; if its head is up, {node}"
+    ray_s = f"is what answers at {address} the head of a Ray cluster? If it is"
+    return f"the cluster at {address} cannot be joined: {first_line(said[-1])}; {ray_s}, {node}"

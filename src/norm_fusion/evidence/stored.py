@@ -45,7 +45,7 @@ def with_records(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list
             return stored, records, []
         # Samples are not what the records were made of: the judge says of which.
     made, records, said = rejudged(store, manifest)
-    return made, records, unreadable + said
+    return made, records, said + unreadable
 
 
 def _damaged(records: Sequence[Record], left_out: Iterable[LeftOut], manifest: Manifest) -> Iterator[Record]:

@@ -53,7 +53,8 @@ def limits(manifest: Manifest, rows: Sequence[Row], timers: Timers) -> Iterator[
         yield "Some records carry a fingerprint of no environment of this run: they were measured elsewhere."
     yield from company(manifest)
     if measured:
-        yield "Forward pass, random values with a few large channels; no other shape or dtype was timed."
+        passes = " and ".join(sorted({row.any.pass_ for row in measured}, reverse=True)).capitalize()
+        yield f"{passes} pass, random values with a few large channels; no other shape or dtype was timed."
 
 
 def _effort(manifest: Manifest, measured: Sequence[Row]) -> Iterator[str]:

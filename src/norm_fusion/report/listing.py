@@ -26,7 +26,8 @@ def show_runs(console: Console, runs: Sequence[Listed]) -> None:
 
     main = [
         column("state", lambda one: (one.state, STYLE.get(one.state, ""))),
-        column("cases", lambda one: f"{one.done}/{one.cases}"),
+        column("cases done", lambda one: f"{one.done}/{one.cases}"),
+        column("processes", lambda one: str(one.processes)),
         column("started (UTC)", lambda one: one.started_at[:16].replace("T", " ")),
         column("took", _took),
         column("device", lambda one: ", ".join(one.devices) or NOTHING),

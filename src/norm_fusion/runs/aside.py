@@ -37,7 +37,7 @@ def move(store: RunStore, files: Iterable[str]) -> None:
         return
     parent = store.path / "aside"
     parent.mkdir(exist_ok=True)
-    folder = parent / str(1 + sum(1 for _ in parent.iterdir()))
+    folder = parent / str(1 + max((int(path.name) for path in parent.glob("[0-9]*")), default=0))
     for name in FOLDERS:
         (folder / name).mkdir(parents=True)
     lines = store.sum_lines()
@@ -63,7 +63,7 @@ def mend(store: RunStore, done: Collection[str] = ()) -> list[str]:
     written = store.sum_lines()
     _refuse_damage(store, written, done)
     lines = [line for line in written if SUM.fullmatch(line) and (store.path / _file(line)).exists()]
-    if lines != written:
+    if lines != written or store.sums_cut_off:
         store.write_sum_lines(lines)
     told = {_file(line) for line in lines}
     names = {path.name for path in store.record_files()}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from norm_fusion.records import SCHEMA, Code, Manifest, Record, Samples
+from norm_fusion.records import SCHEMA, Code, Manifest, Record, Samples, Status
 from norm_fusion.runs import aside
 from norm_fusion.runs.files import StoreError, records_in
 from norm_fusion.runs.store import RunStore
@@ -17,7 +17,8 @@ from norm_fusion.spec import Case
 # Notes that are of one attempt alone, and not of the next.
 PASSING = ("blocked:",)
 # What a run is asked: another question is another run.
-ASKED = ("suite", "cases", "profiles", "quick", "fewest", "most", "precision", "model", "profiled")
+ASKED = {"suite": "suite", "cases": "cases", "profiles": "profiles", "quick": "--quick", "precision": "--precision"}
+ASKED |= {"model": "--gpu-model"}
 
 
 @dataclass
@@ -40,13 +41,19 @@ def lock(store: RunStore) -> FileLock:
     try:
         held.acquire(timeout=0)
     except Timeout:
-        raise StoreError(
-            f"run {store.path.name!r} is being measured by another process ({held.lock_file} is held): wait until it "
-            "ends, or choose another --run-id"
-        ) from None
+        raise StoreError(busy(store)) from None
     except OSError as error:
         raise StoreError(f"cannot write the run folder {store.path}: {error.strerror}; use --output DIR") from None
     return held
+
+
+def busy(store: RunStore) -> str:
+    """What there is to say where another process holds it."""
+    held = f"{store.path / 'lock'} is held"
+    return (
+        f"run {store.path.name!r} is being measured by another process ({held}): wait until it ends, or choose "
+        "another --run-id"
+    )
 
 
 def locked(store: RunStore) -> bool:
@@ -66,10 +73,14 @@ def locked(store: RunStore) -> bool:
 def unlike(was: Manifest, asked: Manifest) -> list[str]:
     """How a run that is there differs from what is asked now, a sentence each; none where it may go on."""
     found = []
-    for name in ASKED:
-        before, now_ = getattr(was, name), getattr(asked, name)
+    for field_, name in ASKED.items():
+        before, now_ = getattr(was, field_), getattr(asked, field_)
         if before != now_:
             found.append(f"its {name} {_shown(before, now_)}")
+    if was.quick == asked.quick and _pace(was) != _pace(asked):
+        found.append(f"its --processes {_shown(_pace(was), _pace(asked))}")
+    if was.cases == asked.cases and not set(was.profiled) <= set(asked.profiled):
+        found.append("it is --with-profiling")
     source = was.source or (was.environment.source if was.environment is not None else None)
     if source is not None and asked.source is not None and source != asked.source:
         found.append(f"its commit was {_code(was)}, this is {_code(asked)}")
@@ -80,7 +91,8 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
     """What is left of the run in `store`, which is mended and held.
 
     `mixed`: go on although the code is another; what is not done is measured anew by it. `retry_failed`: cases with a
-    row that failed or was wrong are measured anew.
+    row that failed or was wrong are measured anew, and counters that were not collected asked for again. Counters may
+    be asked for of a run that had none.
 
     Raises:
         StoreError: it was asked something else, or its files are damaged.
@@ -131,7 +143,7 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
     if bad:
         aside.set_aside(store, lambda record: record.case in bad)
     if retry_failed:
-        aside.move(store, [store.counters_file(c) for c in store.counters() if c.status.bad])
+        aside.move(store, [store.counters_file(c) for c in store.counters() if c.status is not Status.OK])
         collected = {(counters.case, counters.profile) for counters in store.counters()}
     return Left(
         manifest,
@@ -160,15 +172,18 @@ def _shown(before: object, now_: object) -> str:
     """Two values of a field; of two lists what one has and the other lacks."""
     if isinstance(before, list) and isinstance(now_, list):
         lacks, has = [one for one in before if one not in now_], [one for one in now_ if one not in before]
-        said = [f"have {_words(lacks)} more"] if lacks else []
+        said = [f"have {_words(lacks)} too"] if lacks else []
         said += [f"lack {_words(has)}"] if has else []
         return " and ".join(said) or "are in another order"
     return f"was {before}, is now {now_}"
 
 
+def _pace(manifest: Manifest) -> str:
+    return str(manifest.fewest) if manifest.fewest == manifest.most else f"{manifest.fewest}:{manifest.most}"
+
+
 def _words(items: Sequence[object]) -> str:
-    shown = [item if isinstance(item, str) else " ".join(map(str, item)) for item in items[:3]]  # type: ignore[call-overload]
-    return ", ".join(shown) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+    return ", ".join(map(str, items[:3])) + (f" and {len(items) - 3} others" if len(items) > 3 else "")
 
 
 def _code(manifest: Manifest) -> str:

@@ -189,6 +189,12 @@ class RunStore:
         path = self.path / SUMS
         return path.read_text().splitlines() if path.is_file() else []
 
+    @property
+    def sums_cut_off(self) -> bool:
+        """Does SHA256SUMS end in the middle of a line?"""
+        path = self.path / SUMS
+        return path.is_file() and not path.read_bytes().endswith(b"\n")
+
     def write_sum_lines(self, lines: Iterable[str]) -> None:
         """Replace them."""
         write_whole(self.path / SUMS, "".join(f"{line}\n" for line in lines).encode())

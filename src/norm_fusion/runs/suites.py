@@ -17,6 +17,8 @@ T = TypeVar("T")
 FOLDERS = (Path(__file__).parents[3] / "suites", Path(__file__).parents[1] / "data" / "suites")
 TEXTS = ("title", "question", "why", "project", "focus")
 KEYS = (*TEXTS, "profiles", "cases", "options", "metrics", "profiling")
+# A text of several lines, in which no key stands.
+LONG = re.compile(r'''("""|\'\'\').*?\1''', re.DOTALL)
 # Of an optional part: what follows --include-.
 OPTION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -65,8 +67,8 @@ def names() -> list[str]:
     return sorted({path.stem for folder in FOLDERS for path in folder.glob("*.toml")})
 
 
-def load(name: str) -> Suite:
-    """The suite of that name, or of that TOML file.
+def load(name: str, profile: Callable[[str], str] = str) -> Suite:
+    """The suite of that name, or of that TOML file; `profile` returns the name of a profile if there is one.
 
     Raises:
         SpecError: there is none, or the file is wrong; says which file, line and key.
@@ -82,7 +84,7 @@ def load(name: str) -> Suite:
         raise SpecError(f"{path} is not TOML: {error}") from None
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from None
-    return _File(path, text).suite(data)
+    return _File(path, text).suite(data, profile)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class _File:
     path: Path
     text: str
 
-    def suite(self, data: dict[str, Any]) -> Suite:
+    def suite(self, data: dict[str, Any], profile: Callable[[str], str]) -> Suite:
         for key in sorted(data.keys() - set(KEYS)):
             self.wrong(key, f"is unknown: allowed are {', '.join(sorted(KEYS))}")
         for key in TEXTS:
@@ -108,7 +110,7 @@ class _File:
             name=self.path.stem,
             **{key: data[key].strip() for key in TEXTS},
             cases=self.each("cases", list(summaries) or cases, Case.parse),
-            profiles=self.each("profiles", data.get("profiles"), str),
+            profiles=self.each("profiles", data.get("profiles"), profile),
             options={name: self.option(name, value) for name, value in self.table("options", data).items()},
             summaries=summaries,
             metrics={name: self.each(f"metrics.{name}", v, str) for name, v in self.table("metrics", data).items()},
@@ -119,8 +121,13 @@ class _File:
         key = f"options.{name}"
         if OPTION.fullmatch(name) is None:
             self.wrong(key, "must be lower-case words, digits and hyphens: it becomes --include-NAME", at=name)
-        if not isinstance(value, dict) or value.keys() != {"summary", "cases"} or not isinstance(value["summary"], str):
+        needed = ("summary", "cases")
+        if not isinstance(value, dict) or not all(value.get(part) for part in needed):
             self.wrong(key, "must be a table with a summary and cases", at=name)
+        for part in sorted(value.keys() - set(needed)):
+            self.wrong(f"{key}.{part}", "is unknown: allowed are summary, cases")
+        if not isinstance(value["summary"], str):
+            self.wrong(f"{key}.summary", "must be a text", at=name)
         return Option(
             " ".join(value["summary"].split()), self.each(f"{key}.cases", value["cases"], Case.parse, at=name)
         )
@@ -147,16 +154,21 @@ class _File:
                 found.append(read(item))
             except SpecError as error:
                 self.wrong(key, f": {error}", at=item)
-        if len(set(found)) < len(found):
-            twice = next(item for item in value if value.count(item) > 1)
-            self.wrong(key, f"names {twice!r} twice", at=twice)
+        for i, item in enumerate(value):
+            if found[i] in found[:i]:
+                first = value[found.index(found[i])]
+                other = "" if first == item else f", as {first!r} is the same"
+                self.wrong(key, f"names {item!r} twice{other}", at=item, last=True)
         return tuple(found)
 
-    def wrong(self, key: str, said: str, at: str | None = None) -> NoReturn:
-        """Raise SpecError with file, line and key; `at`: the words that stand in the line, where it is not the key."""
-        last = key.rpartition(".")[2]
-        word = re.escape(at if at is not None else last)
+    def wrong(self, key: str, said: str, at: str | None = None, last: bool = False) -> NoReturn:
+        """Raise SpecError with file, line and key; `at`: the words that stand in the line, where it is not the key.
+
+        `last`: of several such lines the last one.
+        """
+        word = re.escape(at if at is not None else key.rpartition(".")[2])
         pattern = rf"""^(?!\s*#).*(?<![\w-]){word}(?![\w-])""" if at else rf"""^\s*\[?"?{word}"?\s*[=\].]"""
-        lines = [number for number, line in enumerate(self.text.splitlines(), start=1) if re.search(pattern, line)]
-        where = f"{self.path}, line {lines[0]}" if lines else f"{self.path}"
+        text = LONG.sub(lambda found: "\n" * found[0].count("\n"), self.text)
+        lines = [number for number, line in enumerate(text.splitlines(), start=1) if re.search(pattern, line)]
+        where = f"{self.path}, line {lines[-last]}" if lines else f"{self.path}"
         raise SpecError(f"{where}: key {key!r}{'' if said.startswith(':') else ' '}{said}")
