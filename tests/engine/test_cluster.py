@@ -218,7 +218,7 @@ def test_two_models_are_two_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     manifest = RunStore(tmp_path / "two" / "A10G").manifest()
     assert (a10g.exit_code, manifest.state, sorted(manifest.done)) == (0, "finished", NAMES)
     assert (h200.exit_code, h200.records) == (3, []), "a card of another model than its node says is refused"
-    assert h200.problem == "a GPU of model H200 was asked for, and the card is NVIDIA A10G"
+    assert str(h200.problem).endswith(": a GPU of model H200 was asked for, and the card is NVIDIA A10G")
 
 
 def test_a_shard_whose_process_cannot_start_says_why(
