@@ -25,8 +25,8 @@ class _Said(BaseModel):
 class Task(_Said):
     """A shard to be measured to its end.
 
-    `earlier`: what was measured of it before it was interrupted, and goes on here if this is `environment`, where that
-    was. `model`: words that the name of the card must have.
+    `earlier`: what was measured of it before it was interrupted; what of that was not measured on this very card is
+    measured anew. `environment`: where the last of it was. `model`: words that the name of the card must have.
     """
 
     plan: Plan
