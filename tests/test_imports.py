@@ -105,3 +105,9 @@ def test_all_is_what_there_is() -> None:
     assert set(norm_fusion.__all__) <= set(dir(norm_fusion))
     with pytest.raises(AttributeError, match="no attribute 'batch_norm'"):
         norm_fusion.batch_norm  # noqa: B018
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Pytest takes two of one name, in folders that are no packages, for one."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))

@@ -30,12 +30,14 @@ def show_runs(console: Console, runs: Sequence[Listed]) -> None:
         column("processes", lambda one: str(one.processes)),
         column("started (UTC)", lambda one: one.started_at[:16].replace("T", " ")),
         column("took", _took),
+    ]
+    where = [
         column("device", lambda one: ", ".join(one.devices) or NOTHING),
         column("suite", lambda one: one.suite or NOTHING),
     ]
     lines = [Line(printable(one.run_id)) for one in runs]
     left = ("state", "device", "suite")
-    print_sheet(console, Sheet("Runs", "run", lines, [Group(main, left)]))
+    print_sheet(console, Sheet("Runs", "run", lines, [Group(main, left), Group(where, left)]))
 
 
 def _took(one: Listed) -> str:
