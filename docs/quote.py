@@ -87,8 +87,7 @@ def limited(run: str) -> str:
 
 def history(run: str) -> str:
     """A table of what happened in a run, and when: the same things that follow each other count as one."""
-    lines = (_store(run).path / "events.jsonl").read_text().splitlines()
-    told = [json.loads(line) for line in lines]
+    told = _store(run).events()
     began = datetime.fromisoformat(told[0]["at"])
     table = ["| after | what |", "|---:|---|"]
     for what, group in groupby(told, key=lambda event: str(event["event"])):

@@ -103,9 +103,7 @@ def strays() -> list[str]:
 
 
 def events(store: RunStore) -> Counter[str]:
-    import json
-
-    return Counter(json.loads(line)["event"] for line in (store.path / "events.jsonl").read_text().splitlines())
+    return Counter(event["event"] for event in store.events())
 
 
 def test_six_shards_with_a_node_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: Nodes) -> None:

@@ -1,6 +1,5 @@
 """Hardware counters at the end of a run: kept as they come, apart from all timing; what lacks is asked for again."""
 
-import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +51,7 @@ def counted(
 
 
 def events(store: RunStore) -> list[str]:
-    return [json.loads(line)["event"] for line in (store.path / "events.jsonl").read_text().splitlines()]
+    return [event["event"] for event in store.events()]
 
 
 def test_counters_are_kept_after_all_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

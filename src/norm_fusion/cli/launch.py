@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from norm_fusion.runs.store import RunStore
 
 
-# A model of GPU, as Ray names it; it becomes a folder's name.
-MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
 @dataclass(frozen=True)
 class Pace:
     """How many processes measure, how precisely and for how long."""
@@ -114,6 +110,8 @@ class Cluster:
 
 def asked_cluster(address: str | None, models: Sequence[str], shards: int | None, device: str) -> Cluster | None:
     """The cluster that is asked for; None: this machine's cards."""
+    from norm_fusion.runs.store import RUN_ID
+
     if address is None:
         for option, given in (("--gpu-model", models), ("--shards", shards)):
             if given:
@@ -126,7 +124,7 @@ def asked_cluster(address: str | None, models: Sequence[str], shards: int | None
     if device == "cpu" and models:
         raise SpecError("--gpu-model is of GPUs, and --device cpu of CPUs: leave one out")
     for model in models:
-        if MODEL.fullmatch(model) is None:
+        if RUN_ID.fullmatch(model) is None:  # it becomes a folder's name
             raise SpecError(f"--gpu-model {model[:80]!r} is no name of a model: write it like A10G, as Ray names it")
     return Cluster(address, tuple(dict.fromkeys(models)), shards)
 
@@ -302,8 +300,8 @@ def _say_how_it_ended(console: Console, outcome: engine.Outcome, output: Path) -
         done = f"{len(manifest.done)} of {len(manifest.cases)} cases are done"
         if not manifest.whole and outcome.records:
             done += f", {manifest.processes} process{'es' * (manifest.processes > 1)} of them measured"
-        if lacking := len(manifest.profiled) - len(outcome.counters):
-            done += f", {lacking} of {len(manifest.profiled)} cells are not counted"
+        if lacking := manifest.uncounted(outcome.counters):
+            done += f", {len(lacking)} of {len(manifest.profiled)} cells are not counted"
         say(f"{manifest.state}: {done}; the same command goes on with --run-id {_asked_id(manifest)}", "yellow")
     if not outcome.records:
         say(f"kept in {kept}")

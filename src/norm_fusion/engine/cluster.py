@@ -14,7 +14,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ TRIES = 3  # of a shard whose node is lost, or falls silent
 
 @dataclass
 class _Shard:
-    """A shard on the cluster: what is left of it, and what it told."""
+    """A shard on the cluster; its task grows by what it tells."""
 
     number: int
     task: m.Task
@@ -50,39 +50,38 @@ class _Shard:
     began: bool = False
     waits: bool = False  # for a card, as was told
     over: bool = False  # told to its end
-    made: list[m.Made] = field(default_factory=list)
-    environment: Any = None
 
     def rest(self) -> m.Task:
         """The task without the cases that are done, with what was measured of the others."""
         done = set(self.task.manifest.done)
         cases = [case for case in self.task.plan.cases if case.name not in done]
         names = {case.name for case in cases}
-        earlier = [one for one in self.made if one[0].case in names]
-        plan = self.task.plan.of(cases, self.task.plan.profiled)
-        update = {"plan": plan, "earlier": earlier, "environment": self.environment}
-        return self.task.model_copy(update=update)
+        earlier = [one for one in self.task.earlier if one[0].case in names]
+        return self.task.model_copy(
+            update={"plan": self.task.plan.of(cases, self.task.plan.profiled), "earlier": earlier}
+        )
 
     def note(self, message: m.Message) -> None:
         """What a message leaves behind for the next try."""
         match message:
             case m.Began():
-                self.environment = message.environment
+                self._now(environment=message.environment)
             case m.Anew():
-                self.made = [one for one in self.made if one[0].case not in message.cases]
+                self._now(earlier=[one for one in self.task.earlier if one[0].case not in message.cases])
             case m.Measured() if not message.cut:
-                self.made += message.made
+                self._now(earlier=[*self.task.earlier, *message.made])
             case m.Done():
                 done = [*self.task.manifest.done, *message.cases]
-                manifest = self.task.manifest.model_copy(update={"done": done})
-                self.task = self.task.model_copy(update={"manifest": manifest})
+                self._now(manifest=self.task.manifest.model_copy(update={"done": done}))
             case m.Counted():
                 cell = (message.counters.case, message.counters.profile)
                 plan = self.task.plan
-                left = plan.of(plan.cases, [one for one in plan.profiled if one != cell])
-                self.task = self.task.model_copy(update={"plan": left})
+                self._now(plan=plan.of(plan.cases, [one for one in plan.profiled if one != cell]))
             case m.Finished():
                 self.over = True
+
+    def _now(self, **changes: Any) -> None:
+        self.task = self.task.model_copy(update=changes)
 
 
 class Cluster:
@@ -114,10 +113,7 @@ class Cluster:
 
     def work(self, jobs: Sequence[Job]) -> None:
         archive = self.ray.put(self.archive)
-        shards = [
-            _Shard(number, task, take, made=list(task.earlier), environment=task.environment)
-            for number, (task, take) in enumerate(jobs)
-        ]
+        shards = [_Shard(number, task, take) for number, (task, take) in enumerate(jobs)]
         looked_s = head_s = time.monotonic()
         try:
             blocked = self._blocked(shards)

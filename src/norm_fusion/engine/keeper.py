@@ -48,7 +48,7 @@ class Keeper:
     def __init__(self, manifest: Manifest, create: Callable[[], RunStore], listener: Listener) -> None:
         self.manifest, self.create, self.listener = manifest, create, listener
         self.store: RunStore | None = None
-        self.refusals: list[str] = []  # of shards, before there was a folder
+        self.refused: list[tuple[str, m.Refused]] = []  # where, before there was a folder
         self.outcome = Outcome()
 
     def take(self, where: str, message: m.Message) -> None:
@@ -72,7 +72,7 @@ class Keeper:
             case m.Log():
                 self._stored.append_log(message.text)
             case m.Note() if not message.passing:
-                self.note(f"{where}: {message.text}" if where else message.text)
+                self.note(_at(where, message.text))
             case m.Anew():
                 self._anew(where, message)
             case m.Refused():
@@ -107,9 +107,8 @@ class Keeper:
             self.store.drop_conclusions()
             self.outcome.records = list(self.store.records())
             self.outcome.counters = list(self.store.counters())
-            for refusal in self.refusals:
-                self.note(refusal)
-                self.event("refused", message=refusal)
+            for where, refusal in self.refused:
+                self._refused(where, refusal)
 
     def failed(self, error: OSError) -> None:
         """It cannot be kept: what is in memory is all that there will be."""
@@ -119,7 +118,8 @@ class Keeper:
         """Say how it ended, and what follows from it."""
         try:
             if self.store is None:
-                self.outcome.problem = self.outcome.problem or "; ".join(self.refusals) or None
+                refused = "; ".join(_at(where, one.message) for where, one in self.refused)
+                self.outcome.problem = self.outcome.problem or refused or None
                 self._update(state="interrupted" if self.outcome.interrupted is not None else "blocked")
             elif self.outcome.problem is None:
                 self._finish(self.store)
@@ -137,14 +137,9 @@ class Keeper:
         self.outcome.conclusions = store.write_conclusions(self.outcome.conclusions)
 
     def _state(self) -> str:
-        if self.manifest.whole and not self._uncounted:
+        if self.manifest.whole and not self.manifest.uncounted(self.outcome.counters):
             return "finished"
         return "partial" if self.outcome.records else "blocked"
-
-    @property
-    def _uncounted(self) -> set[tuple[str, str]]:
-        """The cells whose counters were to be read, and of which nothing was told."""
-        return set(self.manifest.profiled) - {(one.case, one.profile) for one in self.outcome.counters}
 
     @property
     def _stored(self) -> RunStore:
@@ -185,14 +180,18 @@ class Keeper:
         """Here it is the user's to mend, if nothing was measured yet; elsewhere the run goes on without this shard."""
         if self.store is None and not where:
             raise SpecError(message.message)
-        said = f"{where}: {message.message}" if where else message.message
         if self.store is None:
-            self.refusals.append(said)
+            self.refused.append((where, message))
             return
-        self.note(said)
+        self.note(_at(where, message.message))
         self.event("refused", where=where, message=message.message)
 
     def _update(self, **changes: Any) -> None:
         self.manifest = self.manifest.model_copy(update=changes)
         if self.store is not None:
             self.store.write_manifest(self.manifest)
+
+
+def _at(where: str, text: str) -> str:
+    """A sentence, after the card that it is of where there are several."""
+    return f"{where}: {text}" if where else text

@@ -55,7 +55,6 @@ class Session:
         self.held.callback(self.verifier.close)
         self.began_s = time.monotonic()
         self.longest_s = 0.0  # of a process, per case
-        self.compared = False  # with where what there is was measured?
         self._start_from(task.earlier)
 
     def _start_from(self, earlier: list[m.Made]) -> None:
@@ -272,12 +271,10 @@ class Session:
         """The first worker says where this takes place; what is different for a successor is kept as a note."""
         if self.environment is None:
             self._settle(environment, Conditions.model_validate(event["conditions"]))
+            suitable.compare(self.task, self.records, environment)
         elif environment != self.environment:
             odd = suitable.unlike(self.environment, environment)
             self._note(f"process {shard.replicate + 1} found another environment than the first: {odd}")
-        if not self.compared:
-            self.compared = True
-            suitable.compare(self.task, self.records, environment)
         of = (self.plan.fewest, self.plan.most)
         cases, attempt = len(shard.cases), shard.attempt
         self.tell(m.Process(number=shard.replicate + 1, of=of, cases=cases, attempt=attempt, steps=event["total"]))

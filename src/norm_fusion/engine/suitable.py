@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from norm_fusion.engine.messages import Task
-from norm_fusion.records import Environment, Record
+from norm_fusion.records import Environment, Record, began_at
 
 
 class Unsuitable(Exception):
@@ -34,10 +34,10 @@ def check(task: Task, here: Environment) -> None:
 
 def compare(task: Task, records: Iterable[Record], here: Environment) -> None:
     """Raise Elsewhere for the cases of which a record was not measured here, by this software."""
-    others = [record for record in records if _began(record) != here.fingerprint]
+    others = [record for record in records if began_at(record.fingerprint) != here.fingerprint]
     if others:
         known = [one for one in (task.environment, *task.manifest.environments) if one is not None]
-        was = next((one for one in known if one.fingerprint == _began(others[0])), None)
+        was = next((one for one in known if one.fingerprint == began_at(others[0].fingerprint)), None)
         reason = "it was measured elsewhere" if was is None else unlike(was, here)
         raise Elsewhere(list(dict.fromkeys(record.case for record in others)), reason)
 
@@ -45,8 +45,3 @@ def compare(task: Task, records: Iterable[Record], here: Environment) -> None:
 def unlike(was: Environment, is_: Environment) -> str:
     """What of an environment is another, in words."""
     return ", ".join(f"{name} was {before}, is {now}" for name, (before, now) in was.unlike(is_).items())
-
-
-def _began(record: Record) -> str:
-    """The fingerprint of where it began: "a, then b" where that changed meanwhile."""
-    return record.fingerprint.partition(",")[0]

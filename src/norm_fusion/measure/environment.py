@@ -46,6 +46,15 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def import_compiler() -> None:
+    """Import what torch.compile needs, which takes seconds; nothing is begun on the device.
+
+    Without the processes that it would start: somebody else is at work there.
+    """
+    os.environ["TORCH_WARM_POOL"] = "0"
+    import torch._inductor.compile_fx  # noqa: F401
+
+
 def lock(device: torch.device) -> FileLock | None:
     """Hold the GPU for this process until it exits, so that two runs never measure each other."""
     if device.type != "cuda":

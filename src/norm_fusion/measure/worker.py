@@ -110,9 +110,9 @@ def _get_ready(parent: Parent) -> None:
 
     Compiling too: on an H200 a process that had to import that when its turn came took seven seconds longer.
     """
-    os.environ["TORCH_WARM_POOL"] = "0"  # or the import would start processes, beside the one that measures
-    import torch._inductor.compile_fx  # noqa: F401
+    from norm_fusion.measure import environment
 
+    environment.import_compiler()
     import norm_fusion.measure.case
     import norm_fusion.measure.ceiling  # noqa: F401
 

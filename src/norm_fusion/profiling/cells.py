@@ -75,11 +75,9 @@ def _await(turn: Path) -> None:
     """Import what takes seconds, and wait until the device is ours to use."""
     if turn.exists():
         return
-    os.environ["TORCH_WARM_POOL"] = "0"  # or the import would start processes, beside the one at work
-    import torch._inductor.compile_fx  # noqa: F401
+    from norm_fusion.measure import environment
 
-    import norm_fusion.measure.environment  # noqa: F401
-
+    environment.import_compiler()
     while not turn.exists():
         time.sleep(child.LOOK_UP_S)
 

@@ -9,7 +9,7 @@ Units are in the names. What was not measured is null, with its reason, never 0.
 
 from norm_fusion.records.base import SCHEMA, Cache, Status, Stored, Timer, first_line
 from norm_fusion.records.counted import Counters, KernelCounters
-from norm_fusion.records.environment import Conditions, Environment
+from norm_fusion.records.environment import Conditions, Environment, began_at
 from norm_fusion.records.judged import Call, Conclusions, Label
 from norm_fusion.records.manifest import Manifest
 from norm_fusion.records.timed import Code, Event, Measurement, Record, Samples, Series
@@ -34,5 +34,6 @@ __all__ = [
     "Status",
     "Stored",
     "Timer",
+    "began_at",
     "first_line",
 ]

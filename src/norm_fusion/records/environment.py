@@ -51,6 +51,11 @@ class Environment(Stored):
         return {name: (here[name], there[name]) for name in here if here[name] != there[name]}
 
 
+def began_at(fingerprint: str) -> str:
+    """The fingerprint of where a record's process began: "a, then b" says that it changed meanwhile."""
+    return fingerprint.partition(",")[0]
+
+
 class Conditions(Stored):
     """What changes while a run goes on: read before, after and several times a second. Not part of the fingerprint."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from pydantic import Field, FiniteFloat
 
 from norm_fusion.records.base import SCHEMA, Stored
-from norm_fusion.records.environment import Conditions, Environment
+from norm_fusion.records.counted import Counters
+from norm_fusion.records.environment import Conditions, Environment, began_at
 
 
 class Manifest(Stored):
@@ -54,8 +56,20 @@ class Manifest(Stored):
 
     def environment_of(self, fingerprint: str) -> Environment | None:
         """That of a record with this fingerprint; the first where no other has it."""
-        began = fingerprint.partition(",")[0]  # "a, then b": it changed meanwhile
+        began = began_at(fingerprint)
         return next((one for one in self.environments if one.fingerprint == began), self.environment)
+
+    def alike(self, told: Callable[[Environment], str]) -> list[str]:
+        """What is told of its cards, each text once, after how many cards it is of: "2 x NVIDIA H200"."""
+        cards: dict[str, set[str | None]] = {}
+        for one in self.environments:
+            cards.setdefault(told(one), set()).add(one.device_uuid)
+        return [f"{len(those)} x {text}" if len(those) > 1 else text for text, those in cards.items()]
+
+    def uncounted(self, counters: Iterable[Counters]) -> tuple[tuple[str, str], ...]:
+        """The cells whose counters are to be read, and are not among these."""
+        there = {(one.case, one.profile) for one in counters}
+        return tuple(cell for cell in self.profiled if cell not in there)
 
     @property
     def whole(self) -> bool:

@@ -50,11 +50,8 @@ NOISE_STYLE = {"good": "", "warn": "yellow", "rerun": "bold yellow"}
 
 def show(console: Console, manifest: Manifest, rows: Sequence[Row], counters: Sequence[Counters] = ()) -> None:
     """Print a run."""
-    cards: dict[str, set[str | None]] = {}
-    for environment in manifest.environments:
-        cards.setdefault(machine(environment).plain, set()).add(environment.device_uuid)
-    for told, alike in cards.items():
-        console.print(Text(f"{len(alike)} x {told}" if len(alike) > 1 else told, "dim"), soft_wrap=True)
+    for told in manifest.alike(lambda environment: machine(environment).plain):
+        console.print(Text(told, "dim"), soft_wrap=True)
     sheets = (_calls_sheet(rows), _claims_sheet(rows), _rates_sheet(rows)) if rows else ()
     for sheet in sheets:
         print_sheet(console, sheet)

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from norm_fusion.records import Record
 from norm_fusion.runs.files import StoreError, records_in, write_whole
-from norm_fusion.runs.store import SUM, SUMS, RunStore
-
-FOLDERS = ("records", "samples", "counters")
+from norm_fusion.runs.store import FOLDERS, SUM, SUMS, RunStore
 
 
 def set_aside(store: RunStore, chosen: Callable[[Record], bool]) -> list[str]:

@@ -52,10 +52,7 @@ def _one(store: RunStore, name: str) -> Listed:
     state: str = manifest.state
     if state == "running" and not locked(store):
         state = "interrupted"  # suddenly: nobody could write it down
-    cards: dict[str, set[str | None]] = {}  # by name: what tells them apart
-    for environment in manifest.environments:
-        cards.setdefault(environment.device_name, set()).add(environment.device_uuid)
-    devices = tuple(f"{len(alike)} x {name}" if len(alike) > 1 else name for name, alike in cards.items())
+    devices = tuple(manifest.alike(lambda environment: environment.device_name))
     whole = state == "finished" and not manifest.done  # of before cases were ticked off
     done = len(manifest.cases) if whole else len(manifest.done)
     asked = manifest.suite or "benchmark-norms"

@@ -134,9 +134,9 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
             "notes": notes,
         }
     )
-    collected = {(counters.case, counters.profile) for counters in store.counters()}
+    uncounted = asked.uncounted(store.counters())
     remaining = tuple(case for case in cases if case.name not in manifest.done)
-    if was.state == "finished" and not remaining and collected >= set(asked.profiled) and not retry_failed:
+    if was.state == "finished" and not remaining and not uncounted and not retry_failed:
         return Left(was, (), ())
     store.write_manifest(manifest)  # before anything is set aside: an end in between loses no case
     store.drop_conclusions()
@@ -144,11 +144,11 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
         aside.set_aside(store, lambda record: record.case in bad)
     if retry_failed:
         aside.move(store, [store.counters_file(c) for c in store.counters() if c.status is not Status.OK])
-        collected = {(counters.case, counters.profile) for counters in store.counters()}
+        uncounted = asked.uncounted(store.counters())
     return Left(
         manifest,
         remaining,
-        tuple(cell for cell in asked.profiled if cell not in collected),
+        uncounted,
         _earlier(store, records, {case.name for case in remaining}),
     )
 

@@ -40,6 +40,7 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # Files of samples that stay unpacked: those of one case, in fifteen processes and three attempts.
 UNPACKED = 45
 SUMS = "SHA256SUMS"
+FOLDERS = ("records", "samples", "counters")  # whose files it tells of
 SUMMED = 3  # from this schema on
 LISTED = 8  # runs that are named where one is not there
 SAMPLES_FILE = re.compile(r"samples/[A-Za-z0-9_][A-Za-z0-9_.,:=-]{0,249}")
@@ -183,6 +184,10 @@ class RunStore:
         """Add a line to events.jsonl: the moment, what happened, and what more there is to say of it."""
         line = json.dumps({"at": now(), "event": what} | {k: v for k, v in more.items() if v != ""})
         append_lines(self.path / "events.jsonl", [line])
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened, in time order."""
+        return [json.loads(line) for line in (self.path / "events.jsonl").read_text().splitlines()]
 
     def sum_lines(self) -> list[str]:
         """The lines of SHA256SUMS."""

@@ -154,11 +154,12 @@ class _File:
                 found.append(read(item))
             except SpecError as error:
                 self.wrong(key, f": {error}", at=item)
-        for i, item in enumerate(value):
-            if found[i] in found[:i]:
-                first = value[found.index(found[i])]
-                other = "" if first == item else f", as {first!r} is the same"
+        first: dict[T, str] = {}  # how each was spelled
+        for item, one in zip(value, found, strict=True):
+            if one in first:
+                other = "" if first[one] == item else f", as {first[one]!r} is the same"
                 self.wrong(key, f"names {item!r} twice{other}", at=item, last=True)
+            first[one] = item
         return tuple(found)
 
     def wrong(self, key: str, said: str, at: str | None = None, last: bool = False) -> NoReturn:

@@ -10,7 +10,7 @@ from pathlib import Path
 from norm_fusion.records import Manifest, Record
 from norm_fusion.runs import derive
 from norm_fusion.runs.files import StoreError, bytes_of, problem
-from norm_fusion.runs.store import SUMMED, SUMS, LeftOut, RunStore
+from norm_fusion.runs.store import FOLDERS, SUMMED, SUMS, LeftOut, RunStore
 
 # Not figures: where samples lie, and by what code a record was written.
 _OF_THE_FILE = {"schema_version", "samples_file", "samples_sha256"}
@@ -32,9 +32,10 @@ def damaged(store: RunStore) -> tuple[list[str], int]:
             odd.append(f"{path} is missing")
         elif sha256(bytes_of(path)).hexdigest() != hashed:
             odd.append(f"{path} was changed after it was written: its hash is not the one in {SUMS}")
-    for folder in ("records", "samples", "counters"):
+    summed = store.manifest().schema_version >= SUMMED
+    for folder in FOLDERS if summed else ():
         for path in sorted((store.path / folder).glob("[!.]*")):
-            if f"{folder}/{path.name}" not in told and store.manifest().schema_version >= SUMMED:
+            if f"{folder}/{path.name}" not in told:
                 odd.append(f"{path} is not in {SUMS}: it was not written by the run")
     return odd, len(told)
 
