@@ -10,12 +10,13 @@ import pytest
 import norm_fusion
 
 SOURCE = Path(norm_fusion.__file__).parent
-GROUND = {"spec", "records", "metrics", "machine", "nvml"}
+GROUND = {"spec", "records", "metrics", "machine", "nvml", "lifeline"}
 # The table of the design: a module or folder, and what of ours it may import.
 MAY_IMPORT = {
     "spec": set(),
     "records": {"spec"},
     "nvml": set(),
+    "lifeline": set(),
     "machine": {"records", "nvml"},
     "doctor": {*GROUND, "backends"},
     "harness": {*GROUND, "backends", "measure", "runs", "evidence", "engine"},
@@ -96,6 +97,10 @@ def test_the_paper_tower_imports_no_torch() -> None:
 
 def test_the_package_imports_where_triton_is_missing() -> None:
     assert "triton" not in loaded_by("import norm_fusion.functional, norm_fusion.backends.builtin")
+
+
+def test_a_shards_process_has_its_worker_at_work_before_it_imports_what_takes_long() -> None:
+    assert not loaded_by("import norm_fusion.engine.shard") & {"numpy", "pydantic", "torch"}
 
 
 def test_all_is_what_there_is() -> None:

@@ -8,7 +8,7 @@
 The house, two towers on one ground floor; only records pass between them:
 
     spec, records, metrics          ground floor: what is asked, what is stored, the arithmetic. No torch.
-    nvml, machine                   ground floor too: what the driver and the kernel say of this machine
+    nvml, machine, lifeline         ground floor too: what the driver and the kernel say of this machine
     kernels, ops, functional        the kernels and the way to them
     modules, patching               what puts them into a model
     backends, measure, doctor       the contestants, the process that measures them, what a machine can measure

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import re
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -87,15 +84,6 @@ def visible() -> list[str]:
         return nvml.Asker().uuids
     except nvml.Unreachable:
         return []
-
-
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """End this process when its parent does: it would hold a device for nobody (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 # What code travels as, where there is no checkout around it: its commit, and `+` where that had changes.

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from elsewhere import CARD, asked, bound_s, cost_s, manifest_of, run_of, running, shards_do
+from elsewhere import CARD, IMPORTS_S, asked, bound_s, cost_s, manifest_of, run_of, running, shards_do
 from workers import Watching
 
 from norm_fusion import engine
@@ -49,7 +49,7 @@ def test_cases_are_dealt_and_no_ratio_spans_two_cards(tmp_path: Path, monkeypatc
 
 
 def test_a_shard_in_a_process_of_its_own_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shards_do(tmp_path / "site", monkeypatch)
+    shards_do(tmp_path / "site", monkeypatch, imports_s=IMPORTS_S)
     assert cost_s(tmp_path, lambda: Cards(["GPU-one"]), CASES[:1]) < bound_s(1.0)
 
 

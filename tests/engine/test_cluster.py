@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from elsewhere import asked, bound_s, cost_s, run_of, running, shards_do
+from elsewhere import IMPORTS_S, asked, bound_s, cost_s, run_of, running, shards_do
 from workers import Watching
 
 from norm_fusion import engine
@@ -131,7 +131,7 @@ def test_six_shards_with_a_node_killed(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_shard_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: Nodes) -> None:
     """Four, one after the other on the only card of its model, with the joining, which is once a run."""
-    do(monkeypatch, model="H200")
+    do(monkeypatch, model="H200", imports_s=IMPORTS_S)
     crew = lambda: cluster.Cluster(nodes.address, shards=4)  # noqa: E731
     assert cost_s(tmp_path, crew, CASES[:4], "H200") < bound_s(2.0)
 

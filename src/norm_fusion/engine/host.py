@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from norm_fusion import backends
-from norm_fusion.engine.processes import START_S, Fault, Verifier, Worker
+from norm_fusion.engine.processes import START_S, Unjudged, Verifier, Worker
 from norm_fusion.metrics import percentile
 from norm_fusion.records import Code, Event, Measurement, Series, Status
 from norm_fusion.runs.files import StoreError
@@ -37,6 +37,14 @@ CLOCKS_UP_TO = 1.1
 BRACKETS = 8
 
 Take = Callable[[dict[str, Any]], None]
+
+
+class Fault(Exception):
+    """What a worker said or did that ends it."""
+
+    def __init__(self, reason: str, code: Code = Code.CRASHED) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 @dataclass
@@ -146,6 +154,8 @@ class Host:
                     return None  # a child that it left behind may hold the channel open
             except Fault as fault:
                 return fault
+            except Unjudged as unjudged:
+                return Fault(str(unjudged))
             except StoreError:
                 raise
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError):

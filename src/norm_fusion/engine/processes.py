@@ -1,4 +1,7 @@
-"""The processes of a run: one that measures, and one that judges rows out of its reach."""
+"""The processes of a run: one that measures, and one that judges rows out of its reach.
+
+Little is imported here: a shard's process starts its worker before anything else, as that takes seconds to be ready.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from norm_fusion.records import Code
 from norm_fusion.spec import CRUMB, CRUMB_BYTES, STANDBY
 
 WORKER = [sys.executable, "-m", "norm_fusion.measure.worker"]
@@ -36,12 +38,8 @@ KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}
 LOG_CHARACTERS = 2**20
 
 
-class Fault(Exception):
-    """What a worker said or did that ends it."""
-
-    def __init__(self, reason: str, code: Code = Code.CRASHED) -> None:
-        super().__init__(reason)
-        self.code = code
+class Unjudged(Exception):
+    """No verifier lives long enough to judge."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ class Verifier:
                 verdict: dict[str, Any] = json.loads(line)
                 return verdict
             self.close()
-        raise Fault("could not be judged: the verifier died twice; its last words are above")
+        raise Unjudged("could not be judged: the verifier died twice; its last words are above")
 
     def close(self) -> None:
         if self.process is not None:

@@ -39,16 +39,19 @@ class _Stopped(Exception):
 
 
 class Session:
-    """A shard in progress: the worker at work, the cases still to do, what was found so far."""
+    """A shard in progress: the worker at work, the cases still to do, what was found so far.
 
-    def __init__(self, task: m.Task, tell: Tell) -> None:
+    `worker`: the first one, where it was started already.
+    """
+
+    def __init__(self, task: m.Task, tell: Tell, worker: processes.Worker | None = None) -> None:
         self.task, self.plan, self.tell = task, task.plan, tell
         self.device = task.plan.shard.device
         self.interrupted: int | None = None  # the signal that ended it early
         self.refused = False
         self.environment: Environment | None = None
         self.host: Host | None = None
-        self.standby: processes.Worker | None = None  # the next one
+        self.standby = worker  # the next one
         self.verifier = processes.Verifier()
         self.monitor: Monitor | None = None
         self.held = ExitStack()  # what must not outlive it
@@ -338,6 +341,7 @@ class Session:
             return
         from norm_fusion import profiling
 
+        self._dismiss()
         rows = profiling.profile(
             self.plan.profiled,
             run_id=self.plan.shard.run_id,

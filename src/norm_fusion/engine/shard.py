@@ -9,10 +9,13 @@ import os
 import signal
 import sys
 import threading
+from typing import TYPE_CHECKING
 
-from norm_fusion.engine import messages as m
-from norm_fusion.engine.session import Session
-from norm_fusion.machine import die_with_parent
+from norm_fusion.engine.processes import Worker
+from norm_fusion.lifeline import die_with_parent
+
+if TYPE_CHECKING:
+    from norm_fusion.engine import messages as m
 
 
 def main() -> int:
@@ -20,6 +23,11 @@ def main() -> int:
     die_with_parent()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what anything else prints is no message
+    worker = Worker()  # it imports PyTorch, and we meanwhile what follows from its samples
+
+    from norm_fusion.engine import messages as m
+    from norm_fusion.engine.session import Session
+
     telling = threading.Lock()
 
     def tell(message: m.Message) -> None:
@@ -27,7 +35,7 @@ def main() -> int:
             out.write(message.model_dump_json(by_alias=True) + "\n")
             out.flush()
 
-    session = Session(m.Task.model_validate_json(sys.stdin.readline()), tell)
+    session = Session(m.Task.model_validate_json(sys.stdin.readline()), tell, worker)
     signal.signal(signal.SIGTERM, lambda number, frame: session.stop(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us decides what Ctrl-C means
     over = threading.Event()

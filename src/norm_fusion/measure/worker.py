@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
 from norm_fusion import backends
-from norm_fusion.machine import die_with_parent
+from norm_fusion.lifeline import die_with_parent
 from norm_fusion.spec import CONTROL, EFFORTS, STANDBY, Shard
 
 if TYPE_CHECKING:
