@@ -1,6 +1,7 @@
 """The commands as a person meets them: help, one-line errors, a real run on the CPU, its JSON and its page."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -172,9 +173,16 @@ def test_the_labs_bad_input_is_one_line_too(
 
 def test_a_run_without_records_says_so(finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "manifest.json").write_text((finished[0] / "small" / "manifest.json").read_text())
+    told = (finished[0] / "small" / "manifest.json").read_text()
+    (tmp_path / "bare" / "manifest.json").write_text(told)
     done = call(LAB, "show", "bare", "--output", str(tmp_path))
-    assert (done.returncode, done.stderr) == (2, "norm-fusion show: run 'bare' has no records: it is finished\n")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"(norm-fusion show: not believed: the records of \S+ are missing: bring them back\n)+", done.stderr
+    )
+    (tmp_path / "bare" / "manifest.json").write_text(json.dumps(json.loads(told) | {"state": "blocked", "done": []}))
+    done = call(LAB, "show", "bare", "--output", str(tmp_path))
+    assert (done.returncode, done.stderr) == (2, "norm-fusion show: run 'bare' has no records: it is blocked\n")
 
 
 def test_a_page_is_made_of_it(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -53,6 +53,27 @@ def test_a_shard_in_a_process_of_its_own_costs_little(tmp_path: Path, monkeypatc
     assert cost_s(tmp_path, lambda: Cards(["GPU-one"]), CASES[:1]) < bound_s(1.0)
 
 
+@pytest.mark.parametrize("held_up_s", [1.0, 5.0])
+def test_a_disk_that_holds_us_up_costs_no_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_up_s: float
+) -> None:
+    """What came meanwhile is heard before anybody is called silent; and who could not listen calls nobody so."""
+    shards_do(tmp_path / "site", monkeypatch, "time.sleep(0.3)", beat_s=0.3)
+    monkeypatch.setattr(cards, "SILENT_S", 2.0)
+    monkeypatch.setattr(cards, "HELD_UP_S", held_up_s)
+    slow: list[str] = []
+
+    def listener(where: str, message: messages.Message) -> None:
+        if message.kind == "measured" and not slow:
+            slow.append(where)
+            time.sleep(3.0)
+
+    (outcome,) = engine.carry_out([run_of(tmp_path, asked(CASES), listener)], Cards(["GPU-one", "GPU-two"]))
+    assert slow and outcome.exit_code == 0
+    manifest = RunStore(tmp_path / "a").manifest()
+    assert (manifest.state, manifest.notes) == ("finished", [])
+
+
 def test_both_cards_work_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards_do(tmp_path / "site", monkeypatch, "time.sleep(1.0)")
     order: list[tuple[str, str]] = []

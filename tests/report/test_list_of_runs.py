@@ -18,6 +18,7 @@ RUN = Listed(
     processes=3,
     started_at="2026-11-28T14:44:18+00:00",
     finished_at="2026-11-28T14:47:38+00:00",
+    took_s=200.0,
     path="runs/one",
 )
 

@@ -60,6 +60,7 @@ def test_models_of_one_run_and_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "check" / "harness.json").write_text("{}")
     (tmp_path / "notes").mkdir()
     (tmp_path / "file").write_text("")
+    (tmp_path / "again").symlink_to(tmp_path)
     assert [one.run_id for one in listed(tmp_path)[0]] == ["two/A10G", "two/H200"]
 
 

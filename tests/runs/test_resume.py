@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from manifests import manifest
 
-from norm_fusion.records import SCHEMA, Code, Counters, Environment, Manifest, Record, Samples, Status
+from norm_fusion.records import SCHEMA, Code, Conclusions, Counters, Environment, Manifest, Record, Samples, Status
 from norm_fusion.runs import aside, resume, verify
 from norm_fusion.runs.files import StoreError
 from norm_fusion.runs.store import SUMS, RunStore
@@ -89,6 +89,7 @@ def test_nothing_is_left_of_a_run_that_is_done(store: RunStore) -> None:
         ({"suite": "other"}, "its suite was None, is now other"),
         ({"cases": [FIRST, SECOND]}, f"its cases have {THIRD} too"),
         ({"profiles": ["torch-eager", "torch-native"]}, "its profiles lack torch-native"),
+        ({"question": "How?"}, "its question was q, is now How?"),
         ({"quick": True}, "its --quick was False, is now True"),
         ({"fewest": 7, "most": 7}, "its --processes was 1, is now 7"),
         ({"precision": 0.5}, "its --precision was 0.01, is now 0.5"),
@@ -333,6 +334,50 @@ def test_what_was_set_aside_is_verified_too(store: RunStore) -> None:
         f"{store.path}/aside/1/records/{SECOND}.r0.json was changed after it was written: "
         "its hash is not the one in SHA256SUMS"
     ]
+
+
+def test_a_line_that_is_no_sum_is_told_and_not_followed(store: RunStore) -> None:
+    with (store.path / SUMS).open("a") as sums:
+        sums.write(f"{'0' * 64}  ../elsewhere\ngarbage\n")
+    odd = [f"line {number} of {store.path / SUMS} is no hash and file" for number in (7, 8)]
+    assert verify.damaged(store) == (odd, 6)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda store: (store.path / "calls.json").unlink(), "calls.json is missing: `norm-fusion judge"),
+        (lambda store: (store.path / "conditions.jsonl").write_text("junk\n"), "line 1 is not a reading"),
+        (lambda store: (store.path / "events.jsonl").write_text("junk\n"), "is no log of events"),
+        (lambda store: store.write_manifest(asked(state="finished", profiled=[(FIRST, "a")])), "counters of a at"),
+    ],
+)
+def test_a_run_that_ended_has_all_its_parts(store: RunStore, damage: object, says: str) -> None:
+    store.write_manifest(asked(done=[FIRST], state="finished"))
+    store.write_conclusions(Conclusions(rule=1, pooled=[], calls=[]))
+    store.append_event("began")
+    assert list(verify.incomplete(store)) == []
+    damage(store)  # type: ignore[operator]
+    (said,) = verify.incomplete(store)
+    assert says in said
+
+
+def test_another_kind_of_device_is_another_run(store: RunStore) -> None:
+    there = Environment(
+        device="cpu",
+        device_name="x",
+        memory_bytes=1,
+        cache_bytes=1,
+        python="3",
+        platform="p",
+        torch="2",
+        norm_fusion="0",
+    )
+    store.write_manifest(asked(done=[FIRST, SECOND, THIRD], state="finished", environment=there))
+    for device in ("auto", "cpu"):
+        assert left(store, asked(device=device)).manifest.run_id == "a"
+    with pytest.raises(StoreError, match="its --device was cpu, is now cuda:1"):
+        left(store, asked(device="cuda:1"))
 
 
 def test_a_process_that_ended_suddenly_leaves_no_damage_aside(store: RunStore) -> None:

@@ -112,6 +112,8 @@ def test_a_wrong_suite_is_named_with_its_line_and_key(
         (('["p50"]', '"p50"'), 18, "key 'metrics.Latency' must be a list"),
         (("matmul-8x8x8", "matmul-8x8"), 21, "key 'profiling.cases': case 'matmul-8x8-float16' is not matmul-MxNxK"),
         (("[profiling]\ncases", "[profiling]\ncase"), 21, "key 'profiling.case' is unknown"),
+        (('["matmul-8x8x8-float16"]', "[]"), 21, "key 'profiling.cases' must be a list"),
+        (("[cases]\nrmsnorm-4x4-float16 = ", "[cases]\n# "), 10, "key 'cases' must be a list"),
     ],
 )
 def test_a_wrong_table_is_named_with_its_line_and_key(

@@ -130,8 +130,8 @@ def process(number: int, case: str = CASE.name, attempt: int = 0) -> Record:
     return Record(run_id="a", case=case, profile="torch-eager", replicate=number, attempt=attempt, **fields)
 
 
-def lost(*records: Record, processes: int = 3, known: set[str] = frozenset()) -> dict[str, str]:
-    return {one.case: one.said for one in gaps(records, manifest(processes=processes), known)}
+def lost(*records: Record, processes: int = 3, known: set[str] = frozenset(), **told: object) -> dict[str, str]:
+    return {one.case: one.said for one in gaps(records, manifest(processes=processes, **told), known)}
 
 
 def test_processes_of_which_nothing_is_left_are_missed() -> None:
@@ -144,3 +144,4 @@ def test_processes_of_which_nothing_is_left_are_missed() -> None:
     assert "records of 2 processes, and the run had 3" in lost(*a[:2], *b[:2])["b"]
     assert lost(*a, process(3, "a"), *b) == {}, "the last one was interrupted"
     assert lost(a[0], a[2], *b, known={"a"}) == {}
+    assert lost(*a, done=["a", "b"]) == {"b": "the records of b are missing: bring them back"}

@@ -1,7 +1,8 @@
 """The two commands. Imports stay inside the functions: --help must not wait for what only a run needs.
 
-options.py  what they share      measure.py  benchmark-norms, norm-fusion run
+options.py  what they share      measure.py  benchmark-norms, norm-fusion run, by way of launch.py
 runs.py     looking at runs      machine.py  norm-fusion doctor, check-harness
+streams.py  stdout and stderr, whose readers may go
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ except ModuleNotFoundError as missing:
 
 from norm_fusion.cli import machine, measure, runs  # noqa: F401 - they register their commands
 from norm_fusion.cli.options import VersionOption, bench, lab
+from norm_fusion.cli.streams import make_lasting
 
 
 @lab.callback()
@@ -36,6 +38,7 @@ def norm_fusion() -> None:
 
 def _enter(app: typer.Typer, name: str) -> NoReturn:
     """Run a command; what the user got wrong is one line on stderr and exit code 2."""
+    make_lasting()
     # The parser's own errors: typer exports only their leaf.
     usage_error: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:

@@ -57,7 +57,7 @@ LISTED = 12  # of what is not believed, or a gate refuses
 LEFT_OUT = "Exit codes: 0 all of it; 1 a file was left out, as it cannot be read or was changed; 2 bad usage."
 
 
-@lab.command("runs")
+@lab.command("runs", epilog="Exit codes: 0 all of them; 1 one cannot be read; 2 bad usage.")
 def _runs(
     output: OutputOption = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="Print one JSON array of runs on stdout.")] = False,
@@ -99,6 +99,8 @@ def _runs(
 def _verify(run: RunArgument, output: OutputOption = Path("runs")) -> None:
     """Check every file of a run against its hash, every record against its samples, every call against the records.
 
+    Records, samples and counters have hashes; of what else there is, that it is there and can be read.
+
     \b
     Examples:
       norm-fusion verify first
@@ -107,7 +109,7 @@ def _verify(run: RunArgument, output: OutputOption = Path("runs")) -> None:
     from norm_fusion.evidence.stored import rejudged
     from norm_fusion.runs.files import StoreError
     from norm_fusion.runs.store import RunStore
-    from norm_fusion.runs.verify import damaged
+    from norm_fusion.runs.verify import damaged, incomplete
 
     with usage("norm-fusion verify"):
         store = RunStore.open(run, output)
@@ -118,7 +120,7 @@ def _verify(run: RunArgument, output: OutputOption = Path("runs")) -> None:
             store.conclusions()
         except StoreError as error:
             odd.append(str(error))
-        odd = list(dict.fromkeys(odd))
+        odd = list(dict.fromkeys([*odd, *incomplete(store)]))
         _name("norm-fusion verify", odd, "is not as it was written")
         if odd:
             raise typer.Exit(1)

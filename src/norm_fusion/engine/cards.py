@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -24,6 +24,7 @@ SHARD = [sys.executable, "-m", "norm_fusion.engine.shard"]
 # A shard's process says every few seconds that it is there (see shard.py): one that is silent for so long hangs.
 SILENT_S = 60.0
 LOOK_S = 1.0  # how often we look
+HELD_UP_S = 5.0  # after a longer look it was us who were held up, by Ctrl-Z or a slow disk
 # A message is at most the samples of a case.
 MAX_LINE = 2**30
 
@@ -88,18 +89,21 @@ class Cards:
             else:
                 self._start(device, self.cards[int(device.partition(":")[2])], task, heard)
         takes = {device: take for device, (_, take) in waiting.items()}
-        spoke = dict.fromkeys(waiting, time.monotonic())
+        looked = time.monotonic()
+        spoke = dict.fromkeys(waiting, looked)
         try:
             while spoke:
-                with suppress(queue.Empty):
-                    device, line = heard.get(timeout=LOOK_S)
+                for device, line in _arrived(heard):
                     if device in spoke and not self._hear(device, line, waiting, takes):
                         del spoke[device]
                         self._ended(device, waiting)
                     elif device in spoke:
                         spoke[device] = time.monotonic()
+                before, looked = looked, time.monotonic()
+                if looked - before > HELD_UP_S:
+                    spoke = dict.fromkeys(spoke, looked)
                 # Each that is ended ends with an empty line, and its code says the rest.
-                self._end(device for device, at in spoke.items() if time.monotonic() - at > SILENT_S)
+                self._end(device for device, at in spoke.items() if looked - at > SILENT_S)
         finally:
             self._end(self.running)
 
@@ -157,6 +161,14 @@ class Cards:
             if device in self.running:
                 with suppress(ProcessLookupError):
                     os.killpg(self.running[device].pid, signal.SIGKILL)
+
+
+def _arrived(heard: queue.Queue[tuple[str, bytes | None]]) -> Iterator[tuple[str, bytes | None]]:
+    """All that was told since; waits a moment where nothing was."""
+    with suppress(queue.Empty):
+        yield heard.get(timeout=LOOK_S)
+        while True:
+            yield heard.get_nowait()
 
 
 def split(plan: Plan, shares: Sequence[Sequence[Case]]) -> list[Plan]:

@@ -45,6 +45,7 @@ class _Shard:
     take: Take
     tries: int = 0
     stream: Any = None  # of Ray: refs to what the task yields
+    coming: Any = None  # the ref to a message that is not here yet
     where: str = ""
     heard_s: float = 0.0
     began: bool = False
@@ -172,6 +173,7 @@ class Cluster:
             shard.stream = function.remote(line, archive, self.name, self.settings)
         finally:
             cpickle.unregister_pickle_by_value(remote)
+        shard.coming = None
         shard.tries += 1
         shard.began = False
         shard.heard_s = time.monotonic()
@@ -179,21 +181,36 @@ class Cluster:
     def _hear(self, shards: Sequence[_Shard]) -> None:
         """Take what has arrived; waits a moment where nothing has."""
         by_stream = {shard.stream: shard for shard in shards if shard.stream is not None}
-        ready, _ = self.ray.wait(list(by_stream), num_returns=1, timeout=LOOK_S, fetch_local=False)
-        while ready and not self.stopped:
+        for shard in by_stream.values():
+            if shard.coming is not None:
+                self._next(shard)
+        timeout = LOOK_S
+        while not self.stopped:
+            # One whose node does not send what it has told is not asked for more.
+            streams = [stream for stream, shard in by_stream.items() if shard.stream and shard.coming is None]
+            if not streams:
+                return
+            ready, _ = self.ray.wait(streams, num_returns=1, timeout=timeout, fetch_local=False)
             for stream in ready:
                 self._next(by_stream[stream])
-            streams = [shard.stream for shard in shards if shard.stream is not None]
-            ready, _ = (
-                self.ray.wait(streams, num_returns=len(streams), timeout=0, fetch_local=False) if streams else ([], [])
-            )
+            if not ready:
+                return
+            timeout = 0
 
     def _next(self, shard: _Shard) -> None:
-        """Take the message that is there, or the end of them."""
+        """Take the message that is there, or the end of them; what its node does not send is waited for later."""
         try:
-            line = self.ray.get(next(shard.stream), timeout=REACH_S * 12)
+            if shard.coming is None:
+                shard.coming = next(shard.stream)
+            here, _ = self.ray.wait([shard.coming], timeout=LOOK_S)
+            if not here:
+                return
+            line = self.ray.get(shard.coming, timeout=REACH_S)
+            shard.coming = None
         except StopIteration:
             shard.stream = None
+        except self.ray.exceptions.GetTimeoutError:
+            return
         except (self.ray.exceptions.RayError, ConnectionError) as error:
             self._tell(shard, m.Note(text=f"lost: {_kind(error)}"))
             shard.stream = None
@@ -242,7 +259,7 @@ class Cluster:
 
     def _cancel(self, shard: _Shard) -> None:
         if shard.stream is not None:
-            stream, shard.stream = shard.stream, None
+            stream, shard.stream, shard.coming = shard.stream, None, None
             _bounded(lambda: self.ray.cancel(stream, force=True))
 
     # The cluster

@@ -80,14 +80,16 @@ def carry_out(runs: Sequence[Run], crew: Crew) -> list[Outcome]:
 
 @contextmanager
 def _signals_to(crew: Crew, keepers: Sequence[Keeper]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop the crew instead of this process, while it lasts."""
+    """Ctrl-C, SIGTERM and a terminal that is gone (SIGHUP) stop the crew instead of this process, while it lasts."""
 
     def stop(received: int, frame: object) -> None:
         for keeper in keepers:
             keeper.outcome.interrupted = received
         crew.stop(received)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] is signal.SIG_IGN:  # nohup
+        del before[signal.SIGHUP]
     for number in before:
         signal.signal(number, stop)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,7 @@ class Keeper:
 
     def __init__(self, manifest: Manifest, create: Callable[[], RunStore], listener: Listener) -> None:
         self.manifest, self.create, self.listener = manifest, create, listener
+        self.began_s, self.before_s = time.monotonic(), manifest.worked_s or 0.0
         self.store: RunStore | None = None
         self.refused: list[tuple[str, m.Refused]] = []  # where, before there was a folder
         self.outcome = Outcome()
@@ -187,7 +189,8 @@ class Keeper:
         self.event("refused", where=where, message=message.message)
 
     def _update(self, **changes: Any) -> None:
-        self.manifest = self.manifest.model_copy(update=changes)
+        worked_s = round(self.before_s + time.monotonic() - self.began_s, 1)
+        self.manifest = self.manifest.model_copy(update={"worked_s": worked_s} | changes)
         if self.store is not None:
             self.store.write_manifest(self.manifest)
 

@@ -16,7 +16,6 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from norm_fusion.spec import CRUMB, CRUMB_BYTES, STANDBY
@@ -58,9 +57,9 @@ class Worker:
     """
 
     def __init__(self, standby: bool = False) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        self.crumb = Path(self.folder.name) / "crumb"
-        self.crumb.write_bytes(bytes(CRUMB_BYTES))
+        self.crumb = tempfile.TemporaryFile()  # noqa: SIM115 - has no name: nobody has to clean up behind us
+        self.crumb.write(bytes(CRUMB_BYTES))
+        self.crumb.flush()
         # A session of its own: the terminal's Ctrl-C reaches us alone, and we decide.
         self.process = subprocess.Popen(
             WORKER + [STANDBY] * standby,
@@ -68,7 +67,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env=os.environ | KEEP_MEMORY | {CRUMB: str(self.crumb)},
+            pass_fds=[self.crumb.fileno()],
+            env=os.environ | KEEP_MEMORY | {CRUMB: f"/dev/fd/{self.crumb.fileno()}"},
         )
         self.lines: queue.Queue[tuple[float, bytes]] = queue.Queue()
         self.spoke = threading.Event()
@@ -117,16 +117,23 @@ class Worker:
             code = self.process.wait(END_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            code = self.process.wait()
+            code = self._killed()
         self.kill()  # what it started and left behind
         # A child that made a session of its own outlives that, and holds our pipes open: they are left to it.
         self.printing.join(timeout=1)
         self.reading.join(timeout=1)
         if not self.printing.is_alive() and not self.reading.is_alive():
             _close(self.process)
-        left = self.crumb.read_bytes().rstrip(b"\0").decode(errors="replace").split("\n")
-        self.folder.cleanup()
+        with self.crumb as crumb:
+            crumb.seek(0)
+            left = crumb.read().rstrip(b"\0").decode(errors="replace").split("\n")
         return Remains(code, self.log, (left[0], left[1]) if len(left) == 2 else None)
+
+    def _killed(self) -> int:
+        """The code of one that was killed; one that is stuck in a driver does not die, and is left to it."""
+        with suppress(subprocess.TimeoutExpired):
+            return self.process.wait(END_S)
+        return -signal.SIGKILL
 
     def _read(self) -> None:
         assert self.process.stdout is not None

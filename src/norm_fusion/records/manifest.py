@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Literal
 
 from pydantic import Field, FiniteFloat
@@ -39,6 +40,7 @@ class Manifest(Stored):
     dirty: bool | None = None
     started_at: str
     finished_at: str | None = None
+    worked_s: FiniteFloat | None = None  # until it was written last, in all that went on with it; not what lies between
     # partial: not all cases are done, and nothing is being measured; blocked: none, for the reason in the notes.
     state: Literal["running", "finished", "interrupted", "partial", "blocked"] = "running"
     done: list[str] = Field(default_factory=list)  # cases that need no further process
@@ -70,6 +72,16 @@ class Manifest(Stored):
         """The cells whose counters are to be read, and are not among these."""
         there = {(one.case, one.profile) for one in counters}
         return tuple(cell for cell in self.profiled if cell not in there)
+
+    @property
+    def took_s(self) -> float | None:
+        """How long it was worked on, in seconds; of runs that did not write that down, from first to last."""
+        if self.worked_s is not None or self.finished_at is None:
+            return self.worked_s
+        try:
+            return (datetime.fromisoformat(self.finished_at) - datetime.fromisoformat(self.started_at)).total_seconds()
+        except (ValueError, TypeError):
+            return None
 
     @property
     def whole(self) -> bool:

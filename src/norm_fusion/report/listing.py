@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
 
 from rich.console import Console
 
@@ -41,10 +40,6 @@ def show_runs(console: Console, runs: Sequence[Listed]) -> None:
 
 
 def _took(one: Listed) -> str:
-    if one.finished_at is None:
+    if one.took_s is None:
         return NOTHING
-    try:
-        seconds = (datetime.fromisoformat(one.finished_at) - datetime.fromisoformat(one.started_at)).total_seconds()
-    except (ValueError, TypeError):
-        return NOTHING
-    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+    return f"{one.took_s:.0f} s" if one.took_s < 600 else f"{one.took_s / 60:.0f} min"

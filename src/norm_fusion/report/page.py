@@ -199,9 +199,7 @@ def _moment(text: str) -> str:
 
 def _took(manifest: Manifest) -> str:
     """`2 min 17 s`, or nothing where the run's end is not known."""
-    try:
-        span = datetime.fromisoformat(manifest.finished_at or "") - datetime.fromisoformat(manifest.started_at)
-    except (ValueError, TypeError):
+    if manifest.finished_at is None or manifest.took_s is None:
         return ""
-    minutes, seconds = divmod(round(span.total_seconds()), 60)
+    minutes, seconds = divmod(round(manifest.took_s), 60)
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -53,7 +53,7 @@ def mend(store: RunStore, done: Collection[str] = ()) -> list[str]:
     their records. A line that is cut off, or whose file is not there, is dropped, as is a file that was not whole.
 
     Raises:
-        StoreError: what is wrong is no sudden end: the sums are gone, or a file of a case that is `done`.
+        StoreError: what is wrong is no sudden end: the sums are gone, or records of a case that is `done`.
     """
     for folder in (".", *FOLDERS):
         for path in (store.path / folder).glob(".*.*"):
@@ -81,7 +81,8 @@ def _refuse_damage(store: RunStore, lines: Iterable[str], done: Collection[str])
         )
     for line in lines:
         file = _file(line)
-        if SUM.fullmatch(line) and Path(file).name.partition(".")[0] in done and not (store.path / file).exists():
+        measured = SUM.fullmatch(line) and not file.startswith("counters/")  # which may be collected again
+        if measured and Path(file).name.partition(".")[0] in done and not (store.path / file).exists():
             raise StoreError(f"{store.path / file} is missing, of a case that is done: bring it back")
 
 

@@ -24,6 +24,7 @@ class Listed:
     processes: int
     started_at: str
     finished_at: str | None
+    took_s: float | None
     path: str
 
 
@@ -40,7 +41,7 @@ def listed(parent: Path) -> tuple[list[Listed], list[str]]:
 
 def _folders(parent: Path) -> Iterator[Path]:
     """A run's folder, or those of its models in it; what a check of the harness holds is no run of anybody's."""
-    for path in sorted(parent.glob("*/")):
+    for path in sorted(path for path in parent.glob("*/") if not path.is_symlink()):
         if (path / "manifest.json").is_file():
             yield path
         elif not (path / "harness.json").is_file():
@@ -67,5 +68,6 @@ def _one(store: RunStore, name: str) -> Listed:
         manifest.processes,
         manifest.started_at,
         ended,
+        manifest.took_s,
         str(store.path),
     )

@@ -17,8 +17,8 @@ from norm_fusion.spec import Case
 # Notes that are of one attempt alone, and not of the next.
 PASSING = ("blocked:",)
 # What a run is asked: another question is another run.
-ASKED = {"suite": "suite", "cases": "cases", "profiles": "profiles", "quick": "--quick", "precision": "--precision"}
-ASKED |= {"model": "--gpu-model"}
+ASKED = {"suite": "suite", "question": "question", "cases": "cases", "profiles": "profiles", "quick": "--quick"}
+ASKED |= {"precision": "--precision", "model": "--gpu-model"}
 
 
 @dataclass
@@ -43,7 +43,10 @@ def lock(store: RunStore) -> FileLock:
     except Timeout:
         raise StoreError(busy(store)) from None
     except OSError as error:
-        raise StoreError(f"cannot write the run folder {store.path}: {error.strerror}; use --output DIR") from None
+        raise StoreError(
+            f"cannot write the run folder {store.path}: {error.strerror}; use --output DIR; "
+            f"`norm-fusion show {store.path}` prints what is there"
+        ) from None
     return held
 
 
@@ -77,6 +80,9 @@ def unlike(was: Manifest, asked: Manifest) -> list[str]:
         before, now_ = getattr(was, field_), getattr(asked, field_)
         if before != now_:
             found.append(f"its {name} {_shown(before, now_)}")
+    kind, there = asked.device.partition(":")[0], was.environment
+    if there is not None and kind not in ("auto", there.device):
+        found.append(f"its --device {_shown(there.device, asked.device)}")
     if was.quick == asked.quick and _pace(was) != _pace(asked):
         found.append(f"its --processes {_shown(_pace(was), _pace(asked))}")
     if was.cases == asked.cases and not set(was.profiled) <= set(asked.profiled):
@@ -125,6 +131,7 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
         update={
             "seed": was.seed,  # the order of what is left, and its inputs, are those of the run
             "started_at": was.started_at,
+            "worked_s": was.took_s,
             "processes": max(counted, default=0) + 1,
             "done": [name for name in was.done if name in done - bad],
             "environment": was.environment,
@@ -135,15 +142,16 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
         }
     )
     uncounted = asked.uncounted(store.counters())
+    lacking = [store.counters_file(c) for c in store.counters() if c.status is not Status.OK] if retry_failed else []
     remaining = tuple(case for case in cases if case.name not in manifest.done)
-    if was.state == "finished" and not remaining and not uncounted and not retry_failed:
+    if was.state == "finished" and not remaining and not uncounted and not lacking:
         return Left(was, (), ())
     store.write_manifest(manifest)  # before anything is set aside: an end in between loses no case
     store.drop_conclusions()
     if bad:
         aside.set_aside(store, lambda record: record.case in bad)
-    if retry_failed:
-        aside.move(store, [store.counters_file(c) for c in store.counters() if c.status is not Status.OK])
+    if lacking:
+        aside.move(store, lacking)
         uncounted = asked.uncounted(store.counters())
     return Left(
         manifest,

@@ -186,8 +186,13 @@ class RunStore:
         append_lines(self.path / "events.jsonl", [line])
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened, in time order."""
-        return [json.loads(line) for line in (self.path / "events.jsonl").read_text().splitlines()]
+        """What happened, in time order. A last line that was cut off, as a crash leaves it, is skipped."""
+        path = self.path / "events.jsonl"
+        whole = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+        try:
+            return [json.loads(line) for line in whole]
+        except ValueError as error:
+            raise StoreError(f"{path} is no log of events: {error}") from None
 
     def sum_lines(self) -> list[str]:
         """The lines of SHA256SUMS."""

@@ -19,6 +19,7 @@ TEXTS = ("title", "question", "why", "project", "focus")
 KEYS = (*TEXTS, "profiles", "cases", "options", "metrics", "profiling")
 # A text of several lines, in which no key stands.
 LONG = re.compile(r'''("""|\'\'\').*?\1''', re.DOTALL)
+HEADER = re.compile(r"\s*\[([^\[\]]+)\]")
 # Of an optional part: what follows --include-.
 OPTION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -170,6 +171,13 @@ class _File:
         word = re.escape(at if at is not None else key.rpartition(".")[2])
         pattern = rf"""^(?!\s*#).*(?<![\w-]){word}(?![\w-])""" if at else rf"""^\s*\[?"?{word}"?\s*[=\].]"""
         text = LONG.sub(lambda found: "\n" * found[0].count("\n"), self.text)
-        lines = [number for number, line in enumerate(text.splitlines(), start=1) if re.search(pattern, line)]
+        lines, own, table = [], [], ""
+        for number, line in enumerate(text.splitlines(), start=1):
+            if header := HEADER.match(line):
+                table = re.sub(r"""["'\s]""", "", header[1])
+            if re.search(pattern, line):
+                lines.append(number)
+                own += [number] if table in (key.rpartition(".")[0], key) else []
+        lines = lines if at else own or lines  # a key of that name may stand in other tables too
         where = f"{self.path}, line {lines[-last]}" if lines else f"{self.path}"
         raise SpecError(f"{where}: key {key!r}{'' if said.startswith(':') else ' '}{said}")

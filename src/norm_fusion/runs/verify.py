@@ -10,7 +10,7 @@ from pathlib import Path
 from norm_fusion.records import Manifest, Record
 from norm_fusion.runs import derive
 from norm_fusion.runs.files import StoreError, bytes_of, problem
-from norm_fusion.runs.store import FOLDERS, SUMMED, SUMS, LeftOut, RunStore
+from norm_fusion.runs.store import FOLDERS, SUM, SUMMED, SUMS, LeftOut, RunStore
 
 # Not figures: where samples lie, and by what code a record was written.
 _OF_THE_FILE = {"schema_version", "samples_file", "samples_sha256"}
@@ -22,10 +22,10 @@ def damaged(store: RunStore) -> tuple[list[str], int]:
 
     What was set aside has lines of its own; a file of a process that ended suddenly has none there.
     """
-    told = _told(store.path)
+    odd: list[str] = []
+    told = _told(store.path, odd)
     for part in sorted((store.path / "aside").glob("*/")):
-        told |= {str(part.relative_to(store.path) / file): hashed for file, hashed in _told(part).items()}
-    odd = []
+        told |= {str(part.relative_to(store.path) / file): hashed for file, hashed in _told(part, odd).items()}
     for file, hashed in told.items():
         path = store.path / file
         if not path.is_file():
@@ -40,8 +40,30 @@ def damaged(store: RunStore) -> tuple[list[str], int]:
     return odd, len(told)
 
 
-def _told(folder: Path) -> dict[str, str]:
-    return {file: hashed for line in RunStore(folder).sum_lines() for hashed, _, file in [line.partition("  ")]}
+def _told(folder: Path, odd: list[str]) -> dict[str, str]:
+    """By file: its hash. A line that is none of ours is told in `odd`, and never followed to a file elsewhere."""
+    told = {}
+    for number, line in enumerate(RunStore(folder).sum_lines(), start=1):
+        if match := SUM.fullmatch(line):
+            told[match[2]] = match[1]
+        else:
+            odd.append(f"line {number} of {folder / SUMS} is no hash and file")
+    return told
+
+
+def incomplete(store: RunStore) -> Iterator[str]:
+    """A sentence for each part that a run has when it has ended, and this one lacks, or that cannot be read."""
+    manifest = store.manifest()
+    if manifest.state == "finished":
+        if not (store.path / "calls.json").is_file():
+            yield f"{store.path / 'calls.json'} is missing: `norm-fusion judge {store.path} --write` makes it again"
+        for case, profile in manifest.uncounted(store.counters()):
+            yield f"counters of {profile} at {case} are missing: the command that made the run collects them again"
+    for read in (store.conditions, store.events):
+        try:
+            list(read())
+        except StoreError as error:
+            yield str(error)
 
 
 def verified(store: RunStore, records: Iterable[Record]) -> tuple[list[Record], list[LeftOut]]:
@@ -75,7 +97,8 @@ def gaps(records: Sequence[Record], manifest: Manifest, known: Collection[str] =
     for record in records:
         if record.replicate is not None:
             there.setdefault((record.case, record.attempt), set()).add(record.replicate)
-    lost: dict[str, str] = {}
+    measured = {record.case for record in records}
+    lost = {case: f"the records of {case} are missing: bring them back" for case in set(manifest.done) - measured}
     for (case, _), numbers in there.items():
         if missing := set(range(max(numbers))) - numbers:
             lost.setdefault(case, f"the records of {case} in process {min(missing) + 1} are missing: bring them back")
