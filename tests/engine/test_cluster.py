@@ -74,7 +74,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         made = Cluster(initialize_head=True, head_node_args=HEAD)
         there = Nodes(made)
         try:
-            for model in ("A10G", "A10G", "H200"):
+            for model in ("A10G", "A10G", "T4"):
                 there.add(model)
             yield there
         finally:
@@ -131,9 +131,9 @@ def test_six_shards_with_a_node_killed(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_shard_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: Nodes) -> None:
     """Four, one after the other on the only card of its model, with the joining, which is once a run."""
-    do(monkeypatch, model="H200", imports_s=IMPORTS_S)
+    do(monkeypatch, model="T4", imports_s=IMPORTS_S)
     crew = lambda: cluster.Cluster(nodes.address, shards=4)  # noqa: E731
-    assert cost_s(tmp_path, crew, CASES[:4], "H200") < bound_s(2.0)
+    assert cost_s(tmp_path, crew, CASES[:4], "T4") < bound_s(2.0)
 
 
 def test_a_node_that_falls_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: Nodes) -> None:
@@ -194,7 +194,7 @@ def test_a_model_that_is_not_there(tmp_path: Path, nodes: Nodes) -> None:
     assert outcome.exit_code == 3
     manifest = RunStore(tmp_path / "a").manifest()
     assert manifest.state == "blocked"
-    assert manifest.notes == ["blocked: no node with a GPU of model H100; the cluster has A10G (2), H200 (1)"]
+    assert manifest.notes == ["blocked: no node with a GPU of model H100; the cluster has A10G (2), T4 (1)"]
 
 
 def test_a_worker_that_hangs_is_given_up_and_leaves_nothing(
@@ -211,12 +211,12 @@ def test_a_worker_that_hangs_is_given_up_and_leaves_nothing(
 
 def test_two_models_are_two_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: Nodes) -> None:
     do(monkeypatch)  # every card says that it is an A10G
-    runs = [run_of(tmp_path, asked(CASES, f"two/{model}"), Watching(), model) for model in ("A10G", "H200")]
-    a10g, h200 = engine.carry_out(runs, cluster.Cluster(nodes.address, None))
+    runs = [run_of(tmp_path, asked(CASES, f"two/{model}"), Watching(), model) for model in ("A10G", "T4")]
+    a10g, t4 = engine.carry_out(runs, cluster.Cluster(nodes.address, None))
     manifest = RunStore(tmp_path / "two" / "A10G").manifest()
     assert (a10g.exit_code, manifest.state, sorted(manifest.done)) == (0, "finished", NAMES)
-    assert (h200.exit_code, h200.records) == (3, []), "a card of another model than its node says is refused"
-    assert str(h200.problem).endswith(": a GPU of model H200 was asked for, and the card is NVIDIA A10G")
+    assert (t4.exit_code, t4.records) == (3, []), "a card of another model than its node says is refused"
+    assert str(t4.problem).endswith(": a GPU of model T4 was asked for, and the card is NVIDIA A10G")
 
 
 def test_a_shard_whose_process_cannot_start_says_why(
@@ -279,7 +279,7 @@ print("exit", outcome.exit_code, flush=True)
 
 
 def test_the_model_has_to_be_chosen_where_there_are_several(tmp_path: Path, nodes: Nodes) -> None:
-    with pytest.raises(SpecError, match=r"has A10G \(2\), H200 \(1\): choose with --gpu-model"):
+    with pytest.raises(SpecError, match=r"has A10G \(2\), T4 \(1\): choose with --gpu-model"):
         engine.carry_out([run_of(tmp_path, asked(CASES), Watching())], cluster.Cluster(nodes.address, None))
 
 

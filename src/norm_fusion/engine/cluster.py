@@ -187,7 +187,9 @@ class Cluster:
         timeout = LOOK_S
         while not self.stopped:
             # One whose node does not send what it has told is not asked for more.
-            streams = [stream for stream, shard in by_stream.items() if shard.stream and shard.coming is None]
+            streams = [
+                stream for stream, shard in by_stream.items() if shard.stream is not None and shard.coming is None
+            ]
             if not streams:
                 return
             ready, _ = self.ray.wait(streams, num_returns=1, timeout=timeout, fetch_local=False)
