@@ -424,6 +424,22 @@ def test_a_change_in_a_hot_series_names_its_contestant_too() -> None:
     assert table.wrong("other") == [] and table.examiner.inputs_intact()
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_who_changes_its_input_at_last_is_named_for_that(in_place: bool) -> None:
+    """Its output is wrong by what the input holds now, and right by what it held: the change is what is wrong."""
+    table, honest = Table(), Table().honest()
+
+    def launch(x: torch.Tensor) -> Any:
+        y = honest(x)
+        x.copy_(y)
+        return x if in_place else y
+
+    table.examiner.after(Contestant("guilty", launch))
+    assert table.wrong("guilty")[0] == ("mutated-input", "after timing")
+    assert len(table.wrong("guilty")) == 1 + in_place
+    assert table.examiner.inputs_intact()
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -149,10 +149,14 @@ class Examiner:
         last = len(self.inputs) - 1
         self.entered(contestant)
         x = self._change(contestant, last)
+        given = x.clone()
         poison(self.case, x, POISONS[0])
         out = contestant.launch(x)
         self._parameters(contestant.name, "after timing")
-        self.judge(contestant.name, check(out, x, self.operands, self.case, self.rows), "after timing")
+        if not torch.equal(x, given):
+            self.judge(contestant.name, Check.failed("it changed its input", Code.MUTATED_INPUT), "after timing")
+            self.renew(last)
+        self.judge(contestant.name, check(out, given, self.operands, self.case, self.rows), "after timing")
         self.show(contestant.name, last, out, "after timing")
         self._clocks(contestant.name, "after timing")
 
