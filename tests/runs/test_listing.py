@@ -3,17 +3,11 @@
 from pathlib import Path
 
 import pytest
-from manifests import manifest
+from manifests import CARD, manifest
 
-from norm_fusion.records import Environment
 from norm_fusion.runs import resume
 from norm_fusion.runs.listing import listed
 from norm_fusion.runs.store import RunStore
-
-CARD = Environment(
-    device="cuda", device_name="NVIDIA A10G", device_uuid="one", memory_bytes=1, cache_bytes=1, python="3",
-    platform="p", torch="2", norm_fusion="0",
-)  # fmt: skip
 
 
 def made(folder: Path, name: str, **changes: object) -> RunStore:

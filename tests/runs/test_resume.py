@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from manifests import manifest
+from manifests import CARD, manifest
 
-from norm_fusion.records import SCHEMA, Code, Conclusions, Counters, Environment, Manifest, Record, Samples, Status
+from norm_fusion.records import SCHEMA, Code, Conclusions, Counters, Manifest, Record, Samples, Status
 from norm_fusion.runs import aside, resume, verify
 from norm_fusion.runs.files import StoreError
 from norm_fusion.runs.store import SUMS, RunStore
@@ -350,6 +350,7 @@ def test_a_line_that_is_no_sum_is_told_and_not_followed(store: RunStore) -> None
         (lambda store: (store.path / "conditions.jsonl").write_text("junk\n"), "line 1 is not a reading"),
         (lambda store: (store.path / "events.jsonl").write_text("junk\n"), "is no log of events"),
         (lambda store: store.write_manifest(asked(state="finished", profiled=[(FIRST, "a")])), "counters of a at"),
+        (lambda store: [(store.path / "counters").mkdir(), (store.path / "counters" / "a.json").touch()], "is not in"),
     ],
 )
 def test_a_run_that_ended_has_all_its_parts(store: RunStore, damage: object, says: str) -> None:
@@ -363,16 +364,7 @@ def test_a_run_that_ended_has_all_its_parts(store: RunStore, damage: object, say
 
 
 def test_another_kind_of_device_is_another_run(store: RunStore) -> None:
-    there = Environment(
-        device="cpu",
-        device_name="x",
-        memory_bytes=1,
-        cache_bytes=1,
-        python="3",
-        platform="p",
-        torch="2",
-        norm_fusion="0",
-    )
+    there = CARD.model_copy(update={"device": "cpu"})
     store.write_manifest(asked(done=[FIRST, SECOND, THIRD], state="finished", environment=there))
     for device in ("auto", "cpu"):
         assert left(store, asked(device=device)).manifest.run_id == "a"
@@ -419,10 +411,7 @@ def test_a_run_of_an_older_schema_is_not_gone_on_with(store: RunStore) -> None:
 
 
 def test_the_environment_tells_the_code_where_the_manifest_does_not(store: RunStore) -> None:
-    where = Environment(
-        device="cpu", device_name="x", memory_bytes=1, cache_bytes=1, python="3", platform="p", torch="2",
-        norm_fusion="0", source="other",
-    )  # fmt: skip
+    where = CARD.model_copy(update={"device": "cpu", "source": "other"})
     store.write_manifest(asked(source=None, commit=None, environment=where))
     with pytest.raises(StoreError, match="its commit was"):
         left(store)

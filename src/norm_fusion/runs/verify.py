@@ -54,10 +54,15 @@ def _told(folder: Path, odd: list[str]) -> dict[str, str]:
 def incomplete(store: RunStore) -> Iterator[str]:
     """A sentence for each part that a run has when it has ended, and this one lacks, or that cannot be read."""
     manifest = store.manifest()
-    if manifest.state == "finished":
-        if not (store.path / "calls.json").is_file():
-            yield f"{store.path / 'calls.json'} is missing: `norm-fusion judge {store.path} --write` makes it again"
-        for case, profile in manifest.uncounted(store.counters()):
+    ended = manifest.state == "finished"
+    if ended and not (store.path / "calls.json").is_file():
+        yield f"{store.path / 'calls.json'} is missing: `norm-fusion judge {store.path} --write` makes it again"
+    try:
+        uncounted = manifest.uncounted(store.counters())
+    except StoreError as error:
+        yield str(error)
+    else:
+        for case, profile in uncounted if ended else ():
             yield f"counters of {profile} at {case} are missing: the command that made the run collects them again"
     for read in (store.conditions, store.events):
         try:
