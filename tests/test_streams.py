@@ -9,7 +9,6 @@ import pytest
 
 from norm_fusion.cli.streams import Lasting
 
-OLD = Path(__file__).parent / "stored"
 EVIDENCE = Path(__file__).parents[1] / "evidence"
 
 

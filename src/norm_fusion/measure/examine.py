@@ -95,9 +95,7 @@ class Examiner:
             poison(self.case, x, value)
             out = launch(x)
             self._parameters(name, "before timing")
-            if not torch.equal(x, given):
-                self.judge(name, Check.failed("it changed its input", Code.MUTATED_INPUT), "before timing")
-                self.renew(0)
+            self._input(name, 0, given, "before timing")
             self.judge(name, check(out, given, self.operands, self.case, self.rows_before), "before timing")
         x.copy_(pristine)
         get_ready(launch, x)
@@ -153,9 +151,7 @@ class Examiner:
         poison(self.case, x, POISONS[0])
         out = contestant.launch(x)
         self._parameters(contestant.name, "after timing")
-        if not torch.equal(x, given):
-            self.judge(contestant.name, Check.failed("it changed its input", Code.MUTATED_INPUT), "after timing")
-            self.renew(last)
+        self._input(contestant.name, last, given, "after timing")
         self.judge(contestant.name, check(out, given, self.operands, self.case, self.rows), "after timing")
         self.show(contestant.name, last, out, "after timing")
         self._clocks(contestant.name, "after timing")
@@ -181,6 +177,12 @@ class Examiner:
         told = self.parent.ask("change", case=self.case.name, profile=contestant.name)
         self.drawn[i] = self.drawn[i][0], int(told["seed"])
         return self.inputs[i].copy_(self.content(i))
+
+    def _input(self, name: str, i: int, given: Tensor, when: str) -> None:
+        """Is input `i` what was given? If not it is renewed, and it is known whose deed it was."""
+        if not torch.equal(self.inputs[i], given):
+            self.judge(name, Check.failed("it changed its input", Code.MUTATED_INPUT), when)
+            self.renew(i)
 
     def _parameters(self, name: str, when: str) -> bool:
         """Are weight and bias what they were? If not they are now, and it is known whose deed it was."""

@@ -141,8 +141,9 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
             "notes": notes,
         }
     )
-    uncounted = asked.uncounted(store.counters())
-    lacking = [store.counters_file(c) for c in store.counters() if c.status is not Status.OK] if retry_failed else []
+    counters = list(store.counters())
+    lacking = [store.counters_file(c) for c in counters if retry_failed and c.status is not Status.OK]
+    uncounted = asked.uncounted(c for c in counters if not retry_failed or c.status is Status.OK)
     remaining = tuple(case for case in cases if case.name not in manifest.done)
     if was.state == "finished" and not remaining and not uncounted and not lacking:
         return Left(was, (), ())
@@ -150,9 +151,7 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
     store.drop_conclusions()
     if bad:
         aside.set_aside(store, lambda record: record.case in bad)
-    if lacking:
-        aside.move(store, lacking)
-        uncounted = asked.uncounted(store.counters())
+    aside.move(store, lacking)
     return Left(
         manifest,
         remaining,
