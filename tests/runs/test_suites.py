@@ -1,5 +1,7 @@
 """Suites: the seed's is as the seed says, and a wrong file is named with its key."""
 
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,17 @@ def test_every_suite_loads_and_its_profiles_exist() -> None:
     for name in suites.names():
         suite = suites.load(name)
         backends.select(suite.profiles, {case.op for case in suite.cases})
+
+
+@pytest.mark.parametrize("name", suites.names())
+def test_cases_of_one_size_have_one_order_in_every_process(name: str) -> None:
+    suite = suites.load(name)
+    shuffled = replace(suite, cases=tuple(reversed(suite.select(tuple(suite.options)))), options={})
+    sizes = [case.rows * case.cols for case in shuffled.cases]
+    assert name != "forward" or len(set(sizes)) < len(sizes)
+    chosen = suite.select(tuple(suite.options))
+    assert all(suites._in_order(one) < suites._in_order(next_one) for one, next_one in pairwise(chosen))
+    assert shuffled.select(()) == chosen
 
 
 def test_what_the_seeds_suite_says_beside_its_cases() -> None:
@@ -153,7 +166,7 @@ def test_of_two_lines_the_second_is_the_one_too_many(tmp_path: Path) -> None:
 def test_an_option_with_another_key_is_told_which(tmp_path: Path) -> None:
     text = GOOD.replace('cases = ["rmsnorm-4x4-float16"]', "") + TABLES
     text = text.replace('summary = "another"', 'summary = "another"\nsummery = "a slip"')
-    wrong(tmp_path, text, 15, "key 'options.more.summery' is unknown: allowed are summary, cases")
+    wrong(tmp_path, text, 15, "key 'options.more.summery' is unknown: allowed are cases, summary")
 
 
 def test_a_profile_that_there_is_not_is_named_with_its_line_and_key(tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""A TOML file that somebody wrote by hand, and what is wrong with it: by file, line and key."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from norm_fusion.spec import SpecError
+
+T = TypeVar("T")
+
+# A text of several lines, in which no key stands.
+LONG = re.compile(r'''("""|\'\'\').*?\1''', re.DOTALL)
+HEADER = re.compile(r"\s*\[+([^\[\]]+)\]")
+
+
+@dataclass(frozen=True)
+class TomlFile:
+    """A file as it was read: its data, and its text to find lines in."""
+
+    path: Path
+    text: str
+    data: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> TomlFile:
+        """Raises SpecError where it cannot be read, or is not TOML."""
+        try:
+            text = path.read_text("utf-8")
+            return cls(path, text, tomllib.loads(text))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SpecError(f"{path} is not TOML: {error}") from None
+        except OSError as error:
+            raise SpecError(f"{path} cannot be read: {error.strerror}") from None
+
+    def allow(self, keys: Collection[str], table: dict[str, Any] | None = None, under: str = "") -> None:
+        """Refuse keys that nobody would read; `under`: the name of the table that they are in."""
+        for key in sorted((self.data if table is None else table).keys() - set(keys)):
+            named = f"{under}.{key}" if under else key
+            self.wrong(named, f"is unknown: allowed {'are' if len(keys) > 1 else 'is'} {', '.join(sorted(keys))}")
+
+    def words(self, key: str, value: object, at: str | None = None) -> str:
+        """A text that is not empty, its lines joined."""
+        if not isinstance(value, str) or not value.strip():
+            self.wrong(key, "must be a text", at=at)
+        return " ".join(value.split())
+
+    def table(self, key: str) -> dict[str, Any]:
+        """A table of the file, empty where there is none."""
+        value = self.data.get(key, {})
+        if not isinstance(value, dict):
+            self.wrong(key, "must be a table")
+        return value
+
+    def each(self, key: str, value: object, read: Callable[[str], T], at: str | None = None) -> tuple[T, ...]:
+        """A list of one or more texts, each read as what it stands for."""
+        if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+            self.wrong(key, "must be a list of one or more texts", at=at)
+        found = []
+        for item in value:
+            try:
+                found.append(read(item))
+            except SpecError as error:
+                self.wrong(key, f": {error}", at=item)
+        first: dict[T, str] = {}  # how each was spelled
+        for item, one in zip(value, found, strict=True):
+            if one in first:
+                other = "" if first[one] == item else f", as {first[one]!r} is the same"
+                self.wrong(key, f"names {item!r} twice{other}", at=item, last=True)
+            first[one] = item
+        return tuple(found)
+
+    def wrong(self, key: str, said: str, at: str | None = None, last: bool = False) -> NoReturn:
+        """Raise SpecError with file, line and key; `at`: the words that stand in the line, where it is not the key.
+
+        `last`: of several such lines the last one.
+        """
+        word = re.escape(at if at is not None else key.rpartition(".")[2])
+        pattern = rf"""^(?!\s*#).*(?<![\w-]){word}(?![\w-])""" if at else rf"""^\s*\[*"?{word}"?\s*[=\].]"""
+        text = LONG.sub(lambda found: "\n" * found[0].count("\n"), self.text)
+        lines, own, table = [], [], ""
+        for number, line in enumerate(text.splitlines(), start=1):
+            if header := HEADER.match(line):
+                table = re.sub(r"""["'\s]""", "", header[1])
+            if re.search(pattern, line):
+                lines.append(number)
+                own += [number] if table in (key.rpartition(".")[0], key) else []
+        lines = lines if at else own or lines  # a key of that name may stand in other tables too
+        where = f"{self.path}, line {lines[-last]}" if lines else f"{self.path}"
+        raise SpecError(f"{where}: key {key!r}{'' if said.startswith(':') else ' '}{said}")
