@@ -18,8 +18,7 @@ from itertools import groupby
 from pathlib import Path
 
 from norm_fusion.evidence.stored import concluded
-from norm_fusion.harness.report import HarnessReport
-from norm_fusion.records import Manifest, Status
+from norm_fusion.records import HarnessReport, Manifest, Status
 from norm_fusion.report.counters import limits, ordered
 from norm_fusion.report.quotes import quote
 from norm_fusion.report.rows import Row, Series, baseline_of, cases, fastest_torch, fused, rows_of

@@ -11,7 +11,7 @@ import pytest
 from norm_fusion import functional
 from norm_fusion.evidence.stored import rejudged
 from norm_fusion.harness.page import page
-from norm_fusion.harness.report import HarnessReport
+from norm_fusion.records import HarnessReport
 from norm_fusion.report.verdicts import changes
 from norm_fusion.runs.store import RunStore
 

@@ -5,9 +5,8 @@ import pytest
 from norm_fusion.backends import BOTH
 from norm_fusion.harness import findings
 from norm_fusion.harness.page import page, summary
-from norm_fusion.harness.report import HarnessCheck, HarnessReport
 from norm_fusion.harness.trials import CHEATS, Trial, trials
-from norm_fusion.records import Call, Conclusions, Label, Record, Status
+from norm_fusion.records import Call, Conclusions, HarnessCheck, HarnessReport, Label, Record, Status
 
 CPU = {trial.name: trial for trial in trials("cpu", False)}
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from norm_fusion.harness.report import HarnessCheck, HarnessReport
+from norm_fusion.records import HarnessCheck, HarnessReport
 
 PROGRAM = "from norm_fusion.cli import norm_fusion as main; main()"
 GROUPS = ("aa", "known", "disturbed", "sabotage", "breakage")

@@ -23,7 +23,7 @@ from norm_fusion.spec import SpecError
 
 if TYPE_CHECKING:
     from norm_fusion.doctor import Report
-    from norm_fusion.harness.report import HarnessReport
+    from norm_fusion.records import HarnessReport
 
 DOCTOR_CODES = "Exit codes: 0 something can be measured on that device, be it with limits; 1 nothing can; 2 bad usage."
 

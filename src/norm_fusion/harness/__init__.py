@@ -17,10 +17,9 @@ from pathlib import Path
 from norm_fusion import engine
 from norm_fusion.evidence.verdicts import RULE
 from norm_fusion.harness import findings, nvbench
-from norm_fusion.harness.report import HarnessCheck, HarnessReport
 from norm_fusion.harness.running import run
 from norm_fusion.harness.trials import trials
-from norm_fusion.records import Environment
+from norm_fusion.records import Environment, HarnessCheck, HarnessReport
 from norm_fusion.runs.store import now
 from norm_fusion.spec import SpecError
 

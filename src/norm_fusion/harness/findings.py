@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from norm_fusion.harness.report import HarnessCheck
 from norm_fusion.harness.trials import CHEATS, Trial
-from norm_fusion.records import Call, Conclusions, Label, Record, Status
+from norm_fusion.records import Call, Conclusions, HarnessCheck, Label, Record, Status
 from norm_fusion.spec import is_users
 
 # Of 60 intervals of 95% at most 7 may exclude the truth: more has a chance of 2% where all is well.

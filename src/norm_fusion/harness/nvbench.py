@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from norm_fusion import engine
-from norm_fusion.harness.report import HarnessCheck
 from norm_fusion.harness.running import run
 from norm_fusion.harness.trials import Trial
-from norm_fusion.records import Environment
+from norm_fusion.records import Environment, HarnessCheck
 from norm_fusion.spec import Case, Op
 
 # Large, as its events are around single launches: they add 2 to 3 us, 1.5 to 2.6% of 130 us, and half a percent here.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from norm_fusion.harness.report import HarnessCheck, HarnessReport
+from norm_fusion.records import HarnessCheck, HarnessReport
 
 VERDICT = {True: "passed", False: "FAILED", None: "not tried"}
 MOST_ROWS = 12

@@ -2,12 +2,14 @@
 
 manifest.py  what was asked, where it ran, how it ended     environment.py  the machine, and what changes on it
 timed.py     a record per series, and its samples           counted.py      hardware counters of a call
-judged.py    a call per claim                               base.py         what they share
+judged.py    a call per claim                               checked.py      what a check of the harness found
+base.py      what they share
 
 Units are in the names. What was not measured is null, with its reason, never 0.
 """
 
 from norm_fusion.records.base import SCHEMA, Cache, Status, Stored, Timer, first_line
+from norm_fusion.records.checked import HarnessCheck, HarnessReport
 from norm_fusion.records.counted import Counters, KernelCounters
 from norm_fusion.records.environment import Conditions, Environment, began_at
 from norm_fusion.records.judged import Call, Conclusions, Label
@@ -24,6 +26,8 @@ __all__ = [
     "Counters",
     "Environment",
     "Event",
+    "HarnessCheck",
+    "HarnessReport",
     "KernelCounters",
     "Label",
     "Manifest",

@@ -1,10 +1,11 @@
-"""What a check of the harness is kept as."""
+"""What a check of the harness found."""
 
 from __future__ import annotations
 
 from pydantic import Field, FiniteFloat
 
-from norm_fusion.records import SCHEMA, Environment, Stored
+from norm_fusion.records.base import SCHEMA, Stored
+from norm_fusion.records.environment import Environment
 
 
 class HarnessCheck(Stored):
