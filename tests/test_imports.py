@@ -52,7 +52,7 @@ PAPER = [
     "report.table",
 ]
 PAPER += ["report.page", "report.progress", "engine", "cli"]
-PAPER += ["profiling", "backends.matmul", "evidence.limiting"]
+PAPER += ["profiling", "backends.matmul", "evidence.limiting", "evidence.export", "cli.export"]
 
 
 def imports(path: Path) -> set[str]:

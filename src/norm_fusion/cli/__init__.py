@@ -2,7 +2,7 @@
 
 options.py  what they share      measure.py  benchmark-norms, norm-fusion run, by way of launch.py
 runs.py     looking at runs      machine.py  norm-fusion doctor, check-harness
-streams.py  stdout and stderr, whose readers may go
+export.py   norm-fusion export   streams.py  stdout and stderr, whose readers may go
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ except ModuleNotFoundError as missing:
     sys.stderr.write(f"the commands need {missing.name}: pip install 'norm-fusion[bench,report]'\n")
     raise SystemExit(2) from None
 
-from norm_fusion.cli import machine, measure, runs  # noqa: F401 - they register their commands
+from norm_fusion.cli import export, machine, measure, runs  # noqa: F401 - they register their commands
 from norm_fusion.cli.options import VersionOption, bench, lab
 from norm_fusion.cli.streams import make_lasting
 
