@@ -249,6 +249,11 @@ BASELINE = "torch-baseline"
 # What the original experiment compared with: an alias, never timed twice.
 BASELINE_OF: Mapping[Op, str] = {op: "torch-native" if op.centred else "torch-eager" for op in Op}
 
+# What PyTorch has to offer, by the names of its profiles.
+TORCH = ("torch-eager", "torch-native", "torch-compile", "torch-compile-max")
+# Our own kernel for each operator.
+FUSED_OF: Mapping[Op, str] = {op: f"triton-fused-{'layernorm' if op.centred else 'rmsnorm'}" for op in Op}
+
 # The roof is measured like a contestant, in the same rounds, but it is none: it moves the bytes and computes nothing.
 ROOF = "copy"
 # Nor is the control: one of the contestants a second time, under this name. They must not differ (A/A).

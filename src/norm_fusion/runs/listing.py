@@ -31,7 +31,7 @@ class Listed:
 def listed(parent: Path) -> tuple[list[Listed], list[str]]:
     """The runs below `parent`, the newest first, and a sentence for each that cannot be read."""
     found, unreadable = [], []
-    for path in _folders(parent):
+    for path in folders(parent):
         try:
             found.append(_one(RunStore(path), path.relative_to(parent).as_posix()))
         except StoreError as error:
@@ -39,7 +39,7 @@ def listed(parent: Path) -> tuple[list[Listed], list[str]]:
     return sorted(found, key=lambda one: one.started_at, reverse=True), unreadable
 
 
-def _folders(parent: Path) -> Iterator[Path]:
+def folders(parent: Path) -> Iterator[Path]:
     """A run's folder, or those of its models in it; what a check of the harness holds is no run of anybody's."""
     for path in sorted(path for path in parent.glob("*/") if not path.is_symlink()):
         if (path / "manifest.json").is_file():

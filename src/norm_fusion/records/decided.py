@@ -1,0 +1,87 @@
+"""What a rule makes of a decision: a status, from the calls and figures that its claims rest on."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field, FiniteFloat
+
+from norm_fusion.records.base import SCHEMA, Stored
+
+
+class Standing(StrEnum):
+    """What one row of the evidence says of a claim."""
+
+    HOLDS = "holds"  # by its call: an interval, past the gates of noise and of the control
+    SHOWN = "shown"  # by a figure that no rule calls: a counter, a rate
+    OPEN = "undecided"  # inconclusive, too noisy, invalid, or not collected
+    FAILS = "does not hold"
+
+
+class DecisionStatus(StrEnum):
+    """Of a decision."""
+
+    SUPPORTED = "Supported"
+    MEASURED = "Measured"
+    CAVEATED = "Caveated"
+    REJECTED = "Rejected"
+
+
+class DecidedRow(Stored):
+    """One case on one model of GPU, as a claim's evidence."""
+
+    case: str
+    gpu: str
+    run: str  # the run that was selected; of an example its name
+    profile: str
+    baseline: str | None = None  # what it really was, where the claim says "fastest" or "torch-baseline"
+    value: FiniteFloat | None = None
+    low: FiniteFloat | None = None  # 95% interval
+    high: FiniteFloat | None = None
+    label: str | None = None  # the call's
+    processes: int = 0
+    standing: Standing
+    reason: str
+
+
+class DecidedClaim(Stored):
+    """A claim with its rows."""
+
+    name: str
+    says: str
+    boundary: bool  # where the decision ends: it does not rest on this
+    metric: str
+    series: str
+    threshold: FiniteFloat
+    at_most: bool = False
+    rows: list[DecidedRow]
+
+    def count(self, *standings: Standing) -> int:
+        """Rows that stand so."""
+        return sum(row.standing in standings for row in self.rows)
+
+
+class Decided(Stored):
+    """A decision, its computed status, and what that follows from."""
+
+    name: str
+    title: str
+    domain: str
+    statement: str
+    owner: str
+    status: DecisionStatus
+    why: str
+    claims: list[DecidedClaim]
+    software: dict[str, list[str]] = Field(default_factory=dict)  # gpu, driver, torch, triton: of the evidence
+    oldest: str | None = None  # when the evidence was measured, ISO 8601
+    latest: str | None = None
+
+
+class Ledger(Stored):
+    """All decisions as they were last decided, and by which versions of the rules."""
+
+    schema_version: int = SCHEMA
+    deciding: int
+    selection: int
+    rule: int  # of calls
+    decisions: list[Decided]
