@@ -48,7 +48,7 @@ def test_one_file_without_addresses(either: Path) -> None:
     fetching = [found for found in reader.attributes if found[1] in ("src", "href", "srcset", "data")]
     assert fetching == []
     assert "@import" not in text
-    assert "url(" not in page._asset("style.css")
+    assert "url(" not in page.asset("style.css")
 
 
 def test_well_formed_and_accessible(either: Path) -> None:

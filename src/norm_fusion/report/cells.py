@@ -40,11 +40,12 @@ class Timers(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure, or why there is none; `mark` says how loudly."""
+    """A figure, or why there is none; `mark` says how loudly, `key` is that of the record that it is of."""
 
     text: str = ""
     why: str = ""
     mark: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,11 @@ def entry(row: Row, group: Sequence[Row], rows: Sequence[Row], timers: Timers) -
     return Entry(row, tags, [*_latency(row, rows, timers), *_rates(row, timers)], _errors(r), verdict)
 
 
-def _quoted(text: str, timer: Timer, common: Timer | None) -> Cell:
+def _quoted(text: str, timer: Timer, common: Timer | None, key: str = "") -> Cell:
     """A figure, marked where it is from another series than its neighbours."""
-    return Cell(text) if timer == common else Cell(text, f"from the {timer} series, others from {common}", "fell")
+    if timer == common:
+        return Cell(text, key=key)
+    return Cell(text, f"from the {timer} series, others from {common}", "fell", key)
 
 
 def _latency(row: Row, rows: Sequence[Row], timers: Timers) -> Iterator[Cell]:
@@ -126,23 +129,25 @@ def _latency(row: Row, rows: Sequence[Row], timers: Timers) -> Iterator[Cell]:
         return
     loud = {"warn": "warn", "rerun": "rerun"}.get(r.noise or "", "")
     said = f"{r.noise_ratio:.2f} {loud}".strip() if r.noise_ratio is not None else ""
-    yield _quoted(duration(r.p50_ms), r.timer, timers.latency)
-    yield _quoted(duration(r.p95_ms), r.timer, timers.latency)
-    yield Cell(said, "" if said else "no ratio was recorded", loud)
+    yield _quoted(duration(r.p50_ms), r.timer, timers.latency, r.key)
+    yield _quoted(duration(r.p95_ms), r.timer, timers.latency, r.key)
+    yield Cell(said, "" if said else "no ratio was recorded", loud, r.key)
     if hot:
-        yield _time(row.hot.p50_ms if row.hot else None, "no hot series of this row")
+        yield _time(row.hot, "no hot series of this row")
     if eager:
-        yield _time(row.ms("host"), "no host series of this row")
-        yield _time(row.ms("wall"), "no wall series of this row")
+        yield _time(row.series.get(("host", "cold")), "no host series of this row")
+        yield _time(row.series.get(WALL), "no wall series of this row")
     if spread:
         apart = r.process_spread
-        yield Cell(why="one process measured it") if apart is None else Cell(f"{apart - 1:.1%}")
+        yield Cell(why="one process measured it") if apart is None else Cell(f"{apart - 1:.1%}", key=r.key)
     if regime:
         yield Cell(row.regime or "", "" if row.regime else "what bounds it is not known", "word")
 
 
-def _time(ms: float | None, why: str) -> Cell:
-    return Cell(why=why) if ms is None else Cell(duration(ms))
+def _time(record: Record | None, why: str) -> Cell:
+    if record is None or record.p50_ms is None:
+        return Cell(why=why)
+    return Cell(duration(record.p50_ms), key=record.key)
 
 
 def _rates(row: Row, timers: Timers) -> list[Cell]:
@@ -153,9 +158,11 @@ def _rates(row: Row, timers: Timers) -> list[Cell]:
     share = Cell(why="this is the copy itself" if is_roof else "no copy was timed in this series")
     work = "a copy computes nothing" if is_roof else "not derived for this series"
     return [
-        _quoted(rate(r.gbps), r.timer, timers.ratio) if r.gbps is not None else Cell(why="not derived for this series"),
-        share if r.roof_share is None else _quoted(f"{r.roof_share:.1%}", r.timer, timers.ratio),
-        _quoted(rate(r.tflops), r.timer, timers.ratio) if r.tflops is not None else Cell(why=work),
+        Cell(why="not derived for this series")
+        if r.gbps is None
+        else _quoted(rate(r.gbps), r.timer, timers.ratio, r.key),
+        share if r.roof_share is None else _quoted(f"{r.roof_share:.1%}", r.timer, timers.ratio, r.key),
+        Cell(why=work) if r.tflops is None else _quoted(rate(r.tflops), r.timer, timers.ratio, r.key),
     ]
 
 
@@ -166,7 +173,7 @@ def because(row: Row) -> str:
 def _errors(r: Record) -> list[Cell]:
     none = "a copy is not judged" if r.profile == ROOF else f"not compared with the reference: {r.reason or r.status}"
     values = (r.max_abs_error, r.max_rel_error, r.tolerance)
-    return [Cell(why=none) if value is None else Cell(f"{value:.1e}" if value else "0") for value in values]
+    return [Cell(why=none) if v is None else Cell(f"{v:.1e}" if v else "0", key=r.key) for v in values]
 
 
 # Claims
@@ -262,9 +269,10 @@ def _three(one: Quote | None, common: Timer | None) -> Claimed:
         none = Cell(why=one.call.reason if one.call is not None else "no speedup was derived")
         return Claimed(none, none, call)
     within = f"95% interval {span(*one.interval)}" if one.interval is not None else ""
-    speedup = Cell(times(one.speedup), within)
+    key = one.row.series[one.series].key if one.series in one.row.series else ""
+    speedup = Cell(times(one.speedup), within, key=key)
     if common is not None and one.series[0] != common:
-        speedup = _quoted(times(one.speedup), one.series[0], common)
+        speedup = _quoted(times(one.speedup), one.series[0], common, key)
     if one.interval is None:
         return Claimed(speedup, Cell(why="one process has no interval"), call)
     return Claimed(speedup, Cell(span(*one.interval), one.width), call)
@@ -285,7 +293,8 @@ def glance(rows: Sequence[Row], timers: Timers) -> Iterator[dict[str, object]]:
         gpu = mine.ratio.timer != "wall"
         yield {
             "case": case_title(case),
-            "p50": _quoted(duration(mine.latency.p50_ms), mine.latency.timer, timers.latency),
+            "name": case,
+            "p50": _quoted(duration(mine.latency.p50_ms), mine.latency.timer, timers.latency, mine.latency.key),
             "share": _rates(mine, timers)[1],
             "baseline": _brief(mine, baseline, group),
             "fastest": _brief(mine, best.profile if best else None, group),

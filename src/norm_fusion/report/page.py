@@ -70,56 +70,67 @@ def render(
 ) -> str:
     """The page of a run: HTML that works from a file, without a network. `unread`: why there are no conditions."""
     script = Markup(_script())
-    counters = counted.ordered(counters, manifest)
     plots = [(panel, _figure(f"plot-{i}", panel.draw(rows))) for i, panel in enumerate(PANELS)]
     weather = [
         {"title": title, "said": said} | _figure(f"strip-{i}", chart)
-        for i, (title, said, chart) in enumerate(_weather(list(conditions), manifest))
+        for i, (title, said, chart) in enumerate(weathered(list(conditions), manifest))
     ]
     drawn = [{"panel": panel} | figure for panel, figure in plots if figure["spec"]]
-    timers = Timers(usual(row.latency for row in rows), usual(row.ratio for row in rows))
-    claimed = subjects(rows, timers)
     return _template().render(
-        policy=f"default-src 'none'; script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'; "
+        told(manifest, rows, rule, counters),
+        policy=f"default-src 'none'; script-src 'sha256-{hashed(script)}'; "
         "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'",
-        style=Markup(_asset("style.css")),
+        style=Markup(asset("style.css")),
         script=script,
         specs={figure["id"]: figure["spec"] for figure in (*drawn, *weather)},
         figures=drawn,
         undrawn=[panel for panel, figure in plots if not figure["spec"]],
         weather=weather,
         unread=unread,
-        manifest=manifest,
-        answers=[list(_told(said)) for said in answers(rows)],
-        alone=alone(rows),
-        took=_took(manifest),
-        command=shlex.join(manifest.command),
-        glance=list(glance(rows, timers)),
-        headings=headings(rows),
-        groups=[
-            (case_title(case), traffic(case), [entry(row, group, rows, timers) for row in _aside_last(group)])
-            for case, group in cases(rows).items()
-        ],
-        claims=claimed,
-        shown=shown(claimed),
-        effort=effort(manifest, rows),
-        controls=list(controls(rows)),
-        reasons=[*reruns(rows), *apart(rows), *undecided(rows), *happened(rows)],
-        processes=processes(rows),
-        rule=rule,
-        delta=DELTA,
-        timers=timers,
-        limits=list(limits(manifest, rows, timers)),
-        counted=counted.cells(counters),
-        counted_heads=[head for head, _ in counted.COLUMNS],
-        uncounted=counted.missing(counters),
-        counters_title=counted.TITLE,
         records=[record for row in rows for record in row.series.values()],
-        metrics=metrics,
     )
 
 
-def _weather(conditions: Sequence[Conditions], manifest: Manifest) -> Iterator[tuple[str, str, alt.LayerChart]]:
+def told(
+    manifest: Manifest, rows: Sequence[Row], rule: int | None = None, counters: Sequence[Counters] = ()
+) -> dict[str, Any]:
+    """What the parts of a run's page are filled with, plots and raw records excepted."""
+    counters = counted.ordered(counters, manifest)
+    timers = Timers(usual(row.latency for row in rows), usual(row.ratio for row in rows))
+    claimed = subjects(rows, timers)
+    return {
+        "manifest": manifest,
+        "answers": [list(coloured(said)) for said in answers(rows)],
+        "alone": alone(rows),
+        "took": _took(manifest),
+        "command": shlex.join(manifest.command),
+        "glance": list(glance(rows, timers)),
+        "headings": headings(rows),
+        "groups": [
+            (case_title(case), traffic(case), [entry(row, group, rows, timers) for row in _aside_last(group)])
+            for case, group in cases(rows).items()
+        ],
+        "claims": claimed,
+        "shown": shown(claimed),
+        "effort": effort(manifest, rows),
+        "controls": list(controls(rows)),
+        "reasons": [*reruns(rows), *apart(rows), *undecided(rows), *happened(rows)],
+        "processes": processes(rows),
+        "rule": rule,
+        "delta": DELTA,
+        "timers": timers,
+        "limits": list(limits(manifest, rows, timers)),
+        "counted": counted.cells(counters),
+        "counted_heads": [head for head, _ in counted.COLUMNS],
+        "uncounted": counted.missing(counters),
+        "counters_title": counted.TITLE,
+        "metrics": metrics,
+        "record_url": None,  # this page is one file: nothing to link to
+        "case_url": None,
+    }
+
+
+def weathered(conditions: Sequence[Conditions], manifest: Manifest) -> Iterator[tuple[str, str, alt.LayerChart]]:
     """The strips of each card; the readings of a run of one card may not say whose they are."""
     cards = manifest.environments
     if len(cards) < 2:
@@ -133,26 +144,40 @@ def _weather(conditions: Sequence[Conditions], manifest: Manifest) -> Iterator[t
 
 @cache
 def _template() -> jinja2.Template:
+    return templates(jinja2.PackageLoader("norm_fusion.report")).get_template("page.html")
+
+
+def templates(loader: jinja2.BaseLoader) -> jinja2.Environment:
+    """Templates that escape what they are given, refuse what they are not, and know how figures are written."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("norm_fusion.report"),
+        loader=loader,
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"duration": duration, "moment": _moment, "reading": _reading}
-    return environment.get_template("page.html")
+    return environment
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
     return (files("norm_fusion.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 @cache
 def _script() -> str:
     """Vega, Vega-Lite and vega-embed, bundled offline with the few lines that draw this page's charts."""
-    bundle = vl_convert.javascript_bundle(_asset("draw.js"))
-    return bundle.replace("</script", "<\\/script").replace("<!--", "\\x3c!--")
+    return bundled(asset("draw.js"))
+
+
+def bundled(code: str) -> str:
+    """JavaScript with what it imports, offline; it may stand in a page."""
+    return vl_convert.javascript_bundle(code).replace("</script", "<\\/script").replace("<!--", "\\x3c!--")
+
+
+def hashed(script: str) -> str:
+    """SHA-256 as a page's policy names a script by it."""
+    return b64encode(sha256(script.encode()).digest()).decode()
 
 
 def _figure(name: str, chart: alt.LayerChart | None) -> dict[str, Any]:
@@ -169,7 +194,7 @@ def _aside_last(group: Sequence[Row]) -> list[Row]:
     return sorted(group, key=lambda row: not row.contestant)
 
 
-def _told(said: str) -> Iterator[tuple[str, str]]:
+def coloured(said: str) -> Iterator[tuple[str, str]]:
     """A sentence in parts: each with its class in the style sheet, empty for plain words."""
     kinds = {label.value: f"call {mark}" for label, mark in MARKS.items()}
     for i, words in enumerate(TELLING.split(said)):
