@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "runs": GROUND,
     "evidence": {*GROUND, "runs"},
     "report": {*GROUND, "runs", "evidence"},
+    "site": {*GROUND, "runs", "evidence", "report"},
     "engine": {*GROUND, "runs", "evidence", "backends", "profiling"},
 }
 # The registry of names is torch-free; its implementations are not, and stay out of the engine.
@@ -53,6 +54,7 @@ PAPER = [
 ]
 PAPER += ["report.page", "report.progress", "engine", "cli"]
 PAPER += ["profiling", "backends.matmul", "evidence.limiting", "evidence.export", "cli.export"]
+PAPER += ["evidence.deciding", "site.build"]
 
 
 def imports(path: Path) -> set[str]:

@@ -194,6 +194,18 @@ def test_every_fact_of_an_environment_must_match() -> None:
     assert named - {"quick"} == set(Environment.model_fields) - {"device_index"}
 
 
+def test_a_case_that_the_second_card_of_a_run_measured_is_judged_by_that_card() -> None:
+    """Once by the first: all of them were invalid, as if the software had changed meanwhile."""
+    first, second = (GPU.model_copy(update={"device_uuid": uuid}) for uuid in ("one", "two"))
+    both = manifest(first, further=[second])
+    made = recorded([[measured(FUSED, 0.1)]] * 3, of=second)
+    records = [record for record, _ in made]
+    two = Side(both, conclude(records, reader(made), both).pooled, records)
+    one = side(*[[measured(FUSED, 0.1)]] * 3, of=manifest(first))
+    assert rows(one, two, "machine")[FUSED].label is Label.NO_DIFFERENCE
+    assert rows(two, one, "machine")[FUSED].label is Label.NO_DIFFERENCE
+
+
 def test_an_unknown_permission_and_a_run_from_nowhere_are_errors() -> None:
     with pytest.raises(SpecError, match="--allow 'cuda' is unknown: choose from device, machine"):
         check_alike(manifest(), manifest(), ["cuda"])

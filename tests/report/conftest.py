@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium import executable
 from example_runs import CPU, GPU, cpu_measurements, gpu_measurements, manifest, stored
 from example_runs import five as made_of_five
-from playwright.sync_api import Browser, sync_playwright
 
 from norm_fusion.report import page
 from norm_fusion.runs.store import RunStore
@@ -44,16 +41,3 @@ def gpu_page(gpu: RunStore) -> Path:
 @pytest.fixture(scope="session")
 def cpu_page(cpu: RunStore) -> Path:
     return page.write(cpu, cpu.path / "report.html")
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Debian's chromium, headless, with a new profile."""
-    quiet = ("no-first-run", "disable-gpu", "disable-background-networking", "disable-component-update", "disable-sync")
-    path = executable()
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", *(f"--{name}" for name in quiet)]
-        )
-        yield launched
-        launched.close()

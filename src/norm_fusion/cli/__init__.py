@@ -16,7 +16,7 @@ except ModuleNotFoundError as missing:
     sys.stderr.write(f"the commands need {missing.name}: pip install 'norm-fusion[bench,report]'\n")
     raise SystemExit(2) from None
 
-from norm_fusion.cli import decide, export, machine, measure, runs  # noqa: F401 - they register their commands
+from norm_fusion.cli import decide, export, machine, measure, runs, site  # noqa: F401 - they register their commands
 from norm_fusion.cli.options import VersionOption, bench, lab
 from norm_fusion.cli.streams import make_lasting
 

@@ -69,11 +69,11 @@ class Side:
         return self.manifest.environment
 
 
-class _Seen:
+class Seen:
     """What there is to doubt the rows of a run by."""
 
     def __init__(self, run: Side) -> None:
-        self.environment, self.by_series = run.environment, by_series(run.records)
+        self.manifest, self.by_series = run.manifest, by_series(run.records)
         self.rows: dict[tuple[str, int], list[Record]] = {}  # pooled, of a case's attempt
         self.single: dict[tuple[str, str, int], list[Record]] = {}  # of a profile there
         for record in run.pooled:
@@ -86,7 +86,9 @@ class _Seen:
         rows, single = self.rows[r.case, r.attempt], self.single[r.case, r.profile, r.attempt]
         group = self.by_series[r.case, r.profile, r.timer, r.cache, r.attempt]
         medians = [record.p50_ms for record in group if record.p50_ms is not None]
-        return verdicts.Side(r, rows, single, self.environment), medians
+        where = self.manifest.environment_of(rows[0].fingerprint)  # a case is measured on one card of several
+        assert where is not None, "Side.environment has seen to it"
+        return verdicts.Side(r, rows, single, where), medians
 
 
 @dataclass(frozen=True)
@@ -158,15 +160,14 @@ def compare(a: Side, b: Side, allowed: Iterable[str] = ()) -> Comparison:
         SpecError: a name in `allowed` is unknown, or the runs have no row in common.
     """
     check_alike(a.manifest, b.manifest, allowed)
-    ours, theirs = _rows(a), _rows(b)
+    ours, theirs = rows_of(a), rows_of(b)
     # A control is that of one contestant: of another one it is another kernel.
     both = [key for key in ours if key in theirs and ours[key].control_of == theirs[key].control_of]
     lost = list(_lost(ours, theirs, b))
     if not both and not lost:
         raise SpecError(f"the runs have no row in common: {_listed(a, ours)}; {_listed(b, theirs)}")
-    mine, other = _Seen(a), _Seen(b)
-    one_card = a.environment.device == "cuda" and a.environment.device_uuid == b.environment.device_uuid
-    rows = [_row(mine.of(ours[key]), other.of(theirs[key]), one_card) for key in both]
+    mine, other = Seen(a), Seen(b)
+    rows = [_row(mine.of(ours[key]), other.of(theirs[key])) for key in both]
     return Comparison(rows, only_a=len(ours) - len(both), only_b=len(theirs) - len(both), lost=lost)
 
 
@@ -200,15 +201,22 @@ def summary(comparison: Comparison, a: str, b: str) -> str:
     return f"{found}."
 
 
-def _rows(side: Side) -> Rows:
+def rows_of(side: Side) -> Rows:
+    """The series of a run that are compared, each by the attempt that is quoted, in the order in which it was asked."""
     timed = [record for record in quoted(side.pooled) if (record.timer, record.cache) in JUDGED]
     return {(r.case, r.profile, r.timer, r.cache): r for r in in_order(timed, side.manifest)}
 
 
-def _lost(ours: Rows, theirs: Rows, b: Side) -> Iterator[str]:
+def reasons(side: Side) -> dict[tuple[str, str], str]:
+    """By case and profile, what a run says of it, should it not be timed there; empty where it says nothing."""
     why: dict[tuple[str, str], str] = {}
-    for r in b.pooled:
+    for r in side.pooled:
         why.setdefault((r.case, r.profile), r.reason or "; ".join(r.notes))
+    return why
+
+
+def _lost(ours: Rows, theirs: Rows, b: Side) -> Iterator[str]:
+    why = reasons(b)
     missing: dict[tuple[str, str], list[str]] = {}
     there = {key[:2] for key in theirs}
     for case, profile, timer, cache in ours:
@@ -220,8 +228,7 @@ def _lost(ours: Rows, theirs: Rows, b: Side) -> Iterator[str]:
         yield f"{profile} at {case} was not timed in B{named}: {why.get((case, profile)) or 'it has no record there'}"
 
 
-def _row(one: tuple[verdicts.Side, list[float]], two: tuple[verdicts.Side, list[float]], one_card: bool) -> Row:
-    """`one_card`: both runs were measured on it, so that its clock is to be the same."""
+def _row(one: tuple[verdicts.Side, list[float]], two: tuple[verdicts.Side, list[float]]) -> Row:
     times = one[1], two[1]
     fewest = min(map(len, times))
     a = one[0].record
@@ -229,6 +236,8 @@ def _row(one: tuple[verdicts.Side, list[float]], two: tuple[verdicts.Side, list[
     ratio, low, high = a_ms / b_ms, None, None
     if fewest >= 2:
         ratio, low, high = metrics.welch(*times)
+    where, there = one[0].environment, two[0].environment
+    one_card = where.device == "cuda" and where.device_uuid == there.device_uuid
     # Two cards have clocks of their own, and each its right one.
     probes = (a.probe_ms, two[0].record.probe_ms) if one_card else (None, None)
     label, code, reason = verdicts.decided(one[0], two[0], fewest, low, high, probes)
@@ -254,13 +263,14 @@ def _differences(name: str, a: Manifest, b: Manifest) -> list[str]:
     """`driver 580.95 / 580.159`, for each fact under a name in which the two differ."""
     said = []
     for fact in MUST_MATCH[name]:
-        mine, theirs = (_fact(manifest, fact) for manifest in (a, b))
+        mine, theirs = (fact_of(manifest, fact) for manifest in (a, b))
         if mine != theirs:
             said.append(f"{fact} {'none' if mine is None else mine} / {'none' if theirs is None else theirs}")
     return said
 
 
-def _fact(manifest: Manifest, name: str) -> object:
+def fact_of(manifest: Manifest, name: str) -> object:
+    """What a run says of one of the facts in MUST_MATCH."""
     if name == "quick":
         return manifest.quick
     return getattr(Side(manifest, (), ()).environment, name)

@@ -127,6 +127,7 @@ def told(
         "metrics": metrics,
         "record_url": None,  # this page is one file: nothing to link to
         "case_url": None,
+        "counters_url": None,
     }
 
 

@@ -142,7 +142,7 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
         }
     )
     counters = list(store.counters())
-    lacking = [store.counters_file(c) for c in counters if retry_failed and c.status is not Status.OK]
+    lacking = [store.counters_file(c.case, c.profile) for c in counters if retry_failed and c.status is not Status.OK]
     uncounted = asked.uncounted(c for c in counters if not retry_failed or c.status is Status.OK)
     remaining = tuple(case for case in cases if case.name not in manifest.done)
     if was.state == "finished" and not remaining and not uncounted and not lacking:

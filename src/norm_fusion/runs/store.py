@@ -165,13 +165,13 @@ class RunStore:
     def keep_counters(self, counters: Counters) -> Counters:
         """Keep what counters say of a profile of a case; a second time replaces the first."""
         (self.path / "counters").mkdir(exist_ok=True)
-        self._write_summed(self.counters_file(counters), as_json(counters))
+        self._write_summed(self.counters_file(counters.case, counters.profile), as_json(counters))
         return counters
 
     @staticmethod
-    def counters_file(counters: Counters) -> str:
+    def counters_file(case: str, profile: str) -> str:
         """Where they are kept."""
-        return f"counters/{counters.case}.{counters.profile.replace(':', '-')}.json"
+        return f"counters/{case}.{profile.replace(':', '-')}.json"
 
     def counters(self) -> Iterator[Counters]:
         """All that is known from counters, by case and profile. A damaged file raises StoreError naming it."""

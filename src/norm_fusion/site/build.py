@@ -1,0 +1,315 @@
+"""What the site is made of, and what need not be made again: pages of a run stay while its files have their hashes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+import norm_fusion
+from norm_fusion import machine
+from norm_fusion.evidence.archive import Archive, Kept
+from norm_fusion.evidence.deciding import Judged, decide
+from norm_fusion.evidence.decisions import load_all
+from norm_fusion.evidence.examples import examples
+from norm_fusion.evidence.experiments import Experiment, experiment
+from norm_fusion.evidence.standing import Evidence
+from norm_fusion.records import DecisionStatus
+from norm_fusion.runs.files import as_json
+from norm_fusion.runs.store import RunStore
+from norm_fusion.runs.suites import Suite
+from norm_fusion.site import comparing, decisions, experiments, runs
+from norm_fusion.site.findings import AGAINST, verdicts
+from norm_fusion.site.pages import CHARTS, Pages, charts
+from norm_fusion.site.runs import Address
+from norm_fusion.spec import SpecError
+
+MARK = ".norm-fusion-site.json"
+WORKERS = 4  # each imports what draws plots, 200 MB: more would not fit into a gigabyte
+STATES = ("blocked", "planned", "partial", "ready")
+FEW = 3  # runs that are not worth a process of their own
+
+
+class _Run(BaseModel):
+    """What was made of a run, by the hash of its files."""
+
+    digest: str
+    slug: str
+    cases: dict[str, str]
+    made: list[str]
+    listed: dict[str, Any]
+
+
+class _Made(BaseModel):
+    """What is in the folder of a site, and what it was made of."""
+
+    key: str = ""
+    source: str = ""
+    made: list[str] = Field(default_factory=list)
+    runs: dict[str, _Run] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A site: its first page, how many runs it has and how many of them were made anew, and what is left out."""
+
+    index: Path
+    runs: int
+    anew: int
+    pages: int
+    left_out: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a site is to be made of."""
+
+    output: Path
+    folders: Sequence[Path]
+    decisions: Path | None
+    suites: Sequence[Suite]
+    summaries: Mapping[str, str]  # of profiles, in words
+    as_of: date
+
+
+def build(asked: Asked, tell: Callable[[str], None] = lambda said: None) -> Built:
+    """Make the site, or what of it is not as it should be.
+
+    Raises:
+        SpecError: the folder holds something else, or a decision is wrong.
+    """
+    before, source = _before(asked.output), _source()
+    archive = Archive(asked.folders)
+    kept, unread = examples(asked.folders)
+    digests = {run.name: digest(run.store.path) for run in archive.runs}
+    left_out = [*archive.unreadable, *unread]
+    harness = [report.model_dump_json() for report in archive.harness]
+    key = _hash([source, str(asked.as_of), digests, _texts(asked), harness, left_out])
+    old = before.runs if before.source == source else {}
+    if before.key == key and all((asked.output / path).is_file() for path in before.made):
+        named = [said for one in before.runs.values() for said in one.listed["left_out"]]
+        return Built(asked.output / "index.html", len(digests), 0, len(before.made), [*left_out, *named])
+    loaded = [] if asked.decisions is None else load_all(asked.decisions, [suite.name for suite in asked.suites])
+    judged = [decide(one, Evidence(archive, kept)) for one in loaded]
+    tried = [experiment(suite, archive) for suite in asked.suites]
+
+    pages = Pages(asked.output)
+    pages.put(CHARTS, charts())
+    at = runs.addresses(archive.runs)
+    made, anew = _runs(asked.output, archive.runs, at, digests, old, tell)
+    for one in made.values():
+        pages.made.update(one.made)
+    tell("decisions and experiments")
+    _rest(pages, asked, archive, at, made, judged, tried, left_out)
+    for path in set(before.made) - pages.made:
+        _remove(asked.output, path)
+    mark = _Made(key=key, source=source, made=sorted(pages.made), runs=made)
+    pages.put(MARK, as_json(mark))
+    named = [said for one in made.values() for said in one.listed["left_out"]]
+    return Built(asked.output / "index.html", len(made), anew, len(mark.made), [*left_out, *named])
+
+
+def _before(output: Path) -> _Made:
+    """What is in the folder already; refuses one that holds anything else."""
+    if not output.exists():
+        return _Made()
+    if not output.is_dir():
+        raise SpecError(f"{output} is a file: --output names the folder of the site")
+    if not (output / MARK).is_file():
+        if any(output.iterdir()):
+            raise SpecError(f"{output} holds something else than a site: choose another --output, or empty it")
+        return _Made()
+    try:
+        return _Made.model_validate_json((output / MARK).read_bytes())
+    except ValidationError:
+        return _Made()  # of another version: everything is made anew
+
+
+def digest(folder: Path) -> str:
+    """The hash of all files of a run that the site tells of."""
+    found = {file: sha256((folder / file).read_bytes()).hexdigest() for file in runs.files_of(folder)}
+    return _hash(found)
+
+
+def _source() -> str:
+    """Hash of the package's files, templates among them: other code makes other pages."""
+    root = Path(norm_fusion.__file__).parent
+    others = sorted(path for path in root.rglob("templates/*") if path.is_file())
+    return _hash([machine.source(), *(path.read_text("utf-8") for path in others)])
+
+
+def _hash(told: object) -> str:
+    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _texts(asked: Asked) -> list[str]:
+    """The decisions, suites and examples as they are written."""
+    files = sorted(asked.decisions.glob("*.toml")) if asked.decisions is not None else []
+    files += [path for folder in asked.folders for path in sorted((folder / "examples").glob("*.json"))]
+    return [*(path.read_text("utf-8", "replace") for path in files), repr(asked.suites), repr(asked.summaries)]
+
+
+def _runs(
+    output: Path,
+    kept: Sequence[Kept],
+    at: Mapping[str, Address],
+    digests: Mapping[str, str],
+    old: Mapping[str, _Run],
+    tell: Callable[[str], None],
+) -> tuple[dict[str, _Run], int]:
+    """The pages of runs, by name, and of how many they were made: those whose files are not as they were."""
+    made: dict[str, _Run] = {}
+    todo: list[Kept] = []
+    for run in kept:
+        was = old.get(run.name)
+        if was is not None and (was.digest, was.slug) == (digests[run.name], at[run.name].slug) and _there(output, was):
+            at[run.name].cases.update(was.cases)
+            made[run.name] = was
+        else:
+            todo.append(run)
+    for i, one in enumerate(_each(output, todo, at, digests), start=1):
+        made[one.listed["name"]] = one
+        at[one.listed["name"]].cases.update(one.cases)
+        tell(f"run {i} of {len(todo)}: {one.listed['name']}")
+    return {run.name: made[run.name] for run in kept}, len(todo)
+
+
+def _there(output: Path, one: _Run) -> bool:
+    return all((output / path).is_file() for path in one.made)
+
+
+def _each(output: Path, todo: Sequence[Kept], at: Mapping[str, Address], digests: Mapping[str, str]) -> Iterator[_Run]:
+    tasks = [(output, run.store.path, run.name, at[run.name].slug, digests[run.name]) for run in todo]
+    if len(tasks) <= FEW:
+        yield from map(_one, tasks)
+        return
+    workers = min(WORKERS, os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        yield from pool.map(_one, tasks)
+
+
+def _one(task: tuple[Path, Path, str, str, str]) -> _Run:
+    """The pages of a run, in whatever process."""
+    output, path, name, slug, told = task
+    pages, address = Pages(output), Address(name, slug)
+    run = Kept(RunStore(path), name)
+    runs.write(pages, run, address)
+    pages.put(comparing.path_of(address), comparing.data_of(run, address))
+    return _Run(digest=told, slug=slug, cases=address.cases, made=sorted(pages.made), listed=_listed(run))
+
+
+def _listed(run: Kept) -> dict[str, Any]:
+    """A line of the list of runs."""
+    manifest, where = run.manifest, run.manifest.environment
+    return {
+        "name": run.name,
+        "left_out": [*run.left_out, *([run.uncounted] if run.uncounted else [])],
+        "state": manifest.state,
+        "started_at": manifest.started_at,
+        "device": ", ".join(manifest.alike(lambda environment: environment.device_name)),
+        "cases": len(manifest.cases),
+        "processes": manifest.processes,
+        "took_s": manifest.took_s,
+        "torch": where.torch if where is not None else "",
+        "suite": manifest.suite or "",
+    }
+
+
+def _rest(
+    pages: Pages,
+    asked: Asked,
+    archive: Archive,
+    at: Mapping[str, Address],
+    made: Mapping[str, _Run],
+    judged: Sequence[Judged],
+    tried: Sequence[Experiment],
+    left_out: Sequence[str],
+) -> None:
+    """The pages that are of many runs."""
+    found = {one.suite.name: experiments.pages_of(one) for one in tried}
+    for page in [page for those in found.values() for page in those]:
+        experiments.write(pages, page, archive, at, judged, asked.summaries, asked.as_of)
+    titles = {
+        name: [(page.experiment.suite.title + (f", {page.gpu}" if len(those) > 1 else ""), page.path) for page in those]
+        for name, those in found.items()
+    }
+    decisions.write(pages, judged, archive, at, asked.as_of, titles)
+    speaks: dict[str, set[str]] = {}
+    for selected in [*(one for page in tried for one in page.selected), *(s for one in judged for s in one.selected)]:
+        speaks.setdefault(selected.run.name, set()).add(selected.case)
+    lines = [
+        one.listed
+        | {
+            "url": f"{one.slug}/index.html",
+            "speaks": len(speaks.get(name, ())),
+            "left_out": len(one.listed["left_out"]),
+        }
+        for name, one in made.items()
+    ]
+    pages.write("runs/index.html", "runs.html", runs=lines, unreadable=left_out, checks=archive.harness)
+    comparing.write(pages, archive.runs, at)
+    first = next((page for those in found.values() for page in those if page.experiment.suite.options), None)
+    first = first or next((page for those in found.values() for page in those), None)
+    pages.write(
+        "index.html",
+        "index.html",
+        first=None if first is None else _first(first, at),
+        matrix=decisions.matrix([one.decided for one in judged]),
+        statuses=[status.value for status in DecisionStatus],
+        decisions=[(one.decided, decisions.summary(one.decided)) for one in judged],
+        experiments=[card for one in _readiest(tried) for card in _cards(one, found[one.suite.name])],
+        runs=len(made),
+        left_out=left_out,
+    )
+
+
+def _readiest(tried: Sequence[Experiment]) -> list[Experiment]:
+    return sorted(tried, key=lambda one: -STATES.index(one.readiness.state))
+
+
+def _first(page: experiments.Page, at: Mapping[str, Address]) -> dict[str, Any]:
+    """The question that the site opens with."""
+    run_of = {one.case: one.run.name for one in page.selected}
+    return {
+        "question": page.experiment.suite.question,
+        "verdicts": list(verdicts(page.rows)),
+        "against": AGAINST,
+        "gpu": page.gpu,
+        "latest": page.runs[0].manifest.started_at,
+        "url": page.path,
+        "record_url": lambda key: at[run_of[key.partition(".")[0]]].record(key, key.partition(".")[0]),
+    }
+
+
+def _cards(one: Experiment, those: Sequence[experiments.Page]) -> Iterator[dict[str, Any]]:
+    """An experiment on the first page; once for each model of GPU, or as one that has no evidence."""
+    base = {
+        "title": one.suite.title,
+        "question": one.suite.question,
+        "state": one.readiness.state,
+        "sentence": one.readiness.sentence,
+    }
+    if not those:
+        yield base | {"url": "", "gpu": "", "latest": ""}
+    for page in those:
+        yield base | {"url": page.path, "gpu": page.gpu, "latest": page.runs[0].manifest.started_at}
+
+
+def _remove(output: Path, path: str) -> None:
+    """Delete what an earlier site left; never anything that is not in the folder."""
+    target = output / path
+    if target.is_file() and not target.is_symlink() and output.resolve() in target.resolve().parents:
+        target.unlink()
+        for parent in target.parents:
+            if parent == output or any(parent.iterdir()):
+                break
+            parent.rmdir()

@@ -1,0 +1,120 @@
+"""The matrix of decisions, and a page for each: its claims row by row, its evidence, its boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from norm_fusion.evidence.archive import Archive
+from norm_fusion.evidence.boundary import Bound, of_decision
+from norm_fusion.evidence.deciding import Judged
+from norm_fusion.evidence.expiry import expired, expires
+from norm_fusion.records import Decided, DecidedClaim, DecidedRow, DecisionStatus
+from norm_fusion.report.decided import held, value, wanted
+from norm_fusion.report.rows import case_title, span
+from norm_fusion.site.pages import Pages, up
+from norm_fusion.site.runs import Address
+
+
+def page_of(name: str) -> str:
+    """A decision's page; its name is that of a file already."""
+    return f"decisions/{name}.html"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a claim, as the page shows it."""
+
+    row: DecidedRow
+    case: str
+    value: str
+    interval: str
+    url: str | None
+    run_url: str | None
+
+    @property
+    def mark(self) -> str:
+        """Its class in the style sheet."""
+        return self.row.standing.value.replace(" ", "-")
+
+
+def write(
+    pages: Pages,
+    judged: Sequence[Judged],
+    archive: Archive,
+    at: Mapping[str, Address],
+    as_of: date,
+    experiments: Mapping[str, Sequence[tuple[str, str]]],
+) -> dict[str, list[Bound]]:
+    """A page for each; returns their boundaries. `experiments`: by suite, titles and paths of its pages."""
+    boundaries = {}
+    for one in judged:
+        path = page_of(one.decision.name)
+        boundary = of_decision(one.decided, one.selected, archive, as_of)
+        boundaries[one.decision.name] = boundary
+        pages.write(
+            path,
+            "decision.html",
+            one=one.decided,
+            claims=[(claim, wanted(claim), _lines(claim, at, path)) for claim in one.decided.claims],
+            boundary=boundary,
+            expires=expires(one.decision, one.decided),
+            expired=list(expired(one.decision, one.decided, as_of, {})),
+            experiments=[
+                (title, up(path) + to) for name in one.decision.experiments for title, to in experiments[name]
+            ],
+            speaking=_speaking(one, at, path),
+            source=one.decision.path.read_text("utf-8"),
+            file=f"{one.decision.path.parent.name}/{one.decision.path.name}",
+        )
+    return boundaries
+
+
+def _lines(claim: DecidedClaim, at: Mapping[str, Address], path: str) -> list[Line]:
+    lines = []
+    for row in claim.rows:
+        address = at.get(row.run)
+        url = None
+        if address is not None and row.case in address.cases:
+            timer = {"kernel": "graph", "eager": "wall"}.get(claim.series)
+            key = f"{row.case}.{row.profile}.{timer}.cold.pooled" if timer else ""
+            url = up(path) + (address.record(key, row.case) if key else f"{address.case(row.case)}#h-counters")
+        elif address is not None:
+            url = f"{up(path)}{address.page}#h-counters"
+        interval = "" if row.low is None or row.high is None else span(row.low, row.high)
+        run = None if address is None else up(path) + address.page
+        lines.append(Line(row, case_title(row.case), value(claim, row), interval, url, run))
+    return lines
+
+
+def _speaking(
+    one: Judged, at: Mapping[str, Address], path: str
+) -> list[tuple[str, str, list[str], list[tuple[str, str]]]]:
+    """The runs that speak: name, page, for which cases; and those passed over there, with the reason."""
+    cases: dict[str, list[str]] = {}
+    over: dict[str, dict[str, str]] = {}
+    for selected in one.selected:
+        cases.setdefault(selected.run.name, []).append(selected.case)
+        told = over.setdefault(selected.run.name, {})
+        for run, why in selected.passed_over:
+            told.setdefault(run.name, why)
+    return [(name, up(path) + at[name].page, those, list(over[name].items())) for name, those in cases.items()]
+
+
+def matrix(decided: Sequence[Decided]) -> list[tuple[str, list[list[Decided]]]]:
+    """By domain: the decisions of each status."""
+    domains = dict.fromkeys(one.domain for one in decided)
+    return [
+        (
+            domain,
+            [[one for one in decided if (one.domain, one.status) == (domain, status)] for status in DecisionStatus],
+        )
+        for domain in domains
+    ]
+
+
+def summary(one: Decided) -> str:
+    """`5 of 5 rows, boundary 8 of 19`."""
+    outer = held(one, boundary=True)
+    return f"{held(one, boundary=False)} rows hold" + (f"; {outer} at its boundary" if outer != "-" else "")

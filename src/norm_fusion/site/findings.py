@@ -1,0 +1,129 @@
+"""What an experiment found, for who has a minute: verdicts, winners, the largest speedups, where they do not hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from norm_fusion.records import Counters, Label, Status
+from norm_fusion.report.quotes import Quote, overall, quote
+from norm_fusion.report.rows import (
+    WALL,
+    Row,
+    baseline_of,
+    case_title,
+    cases,
+    duration,
+    fastest_torch,
+    fastest_wall,
+    fused,
+    label_of,
+    times,
+)
+from norm_fusion.spec import Op
+
+TILES = 4  # of speedups
+# Over whom: what the original experiment compared with, the fastest in CUDA graphs, the fastest in eager calls.
+AGAINST = ("torch-baseline", "the fastest PyTorch", "the fastest PyTorch, in eager calls")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The fused kernel of an operator against one baseline, over all cases, in words; calls with their counts."""
+
+    figure: str
+    within: str
+    calls: Sequence[tuple[str, str]]
+    worst: str
+    key: str  # of the record of the worst case
+
+
+def verdicts(rows: Sequence[Row]) -> Iterator[tuple[str, int, list[Verdict | None]]]:
+    """An operator and pass each: its label, the number of its cases, and its verdicts over AGAINST."""
+    for op, way in dict.fromkeys((row.any.op, row.any.pass_) for row in rows):
+        groups = [group for group in cases(rows).values() if (group[0].any.op, group[0].any.pass_) == (op, way)]
+        asked = [asked_of(group) for group in groups]
+        made = [_verdict([one for quotes in asked if (one := quotes.get(name)) is not None]) for name in AGAINST]
+        if any(made) and op in set(Op):
+            yield label_of(Op(op), way), len(groups), made
+
+
+def asked_of(group: Sequence[Row]) -> dict[str, Quote]:
+    """What a case's fused kernel claims over each of AGAINST, where that was measured."""
+    mine = fused(group)
+    if mine is None:
+        return {}
+    best, eager = fastest_torch(group), fastest_wall(group)
+    named = (
+        (baseline_of(mine.any.op), None),
+        (best.profile if best else None, None),
+        (eager.profile if eager and mine.ratio is not None and mine.ratio.timer != WALL[0] else None, WALL),
+    )
+    found = [quote(mine, name, series) if name else None for name, series in named]
+    return {over: one for over, one in zip(AGAINST, found, strict=True) if one is not None}
+
+
+def _verdict(quotes: Sequence[Quote]) -> Verdict | None:
+    found = overall(quotes)
+    if found is None:
+        return None
+    figure, _, within = found.words.removeprefix("about ").partition(" ")
+    counted = Counter(one.label for one in quotes if one.label is not None)
+    calls = [(label.value, f"{label.value} {counted[label]} of {len(quotes)}") for label in Label if counted[label]]
+    worst, record = found.worst, found.worst.row.series.get(found.worst.series)
+    said = f"worst {worst.words.partition(' ')[0]} at {case_title(worst.row.case)}" if len(quotes) > 1 else ""
+    names = dict.fromkeys(one.baseline for one in quotes)
+    over = f"over {', '.join(names)}" if len(names) <= 2 else f"over the fastest of {len(names)}"
+    about = "about, too noisy for an interval" if found.words.startswith("about ") else within
+    return Verdict(figure, f"{about} {over}".strip(), calls, said, record.key if record is not None else "")
+
+
+def winner(group: Sequence[Row]) -> tuple[str, str]:
+    """Who is fastest and correct, and the record that says so; by the series that speedups are quoted from."""
+    timed = [
+        (row.ratio.p50_ms, row)
+        for row in group
+        if row.contestant and row.status is Status.OK and row.ratio is not None and row.ratio.p50_ms is not None
+    ]
+    if not timed:
+        return "", ""
+    _, row = min(timed, key=lambda pair: pair[0])
+    return row.profile, row.ratio.key if row.ratio is not None else ""
+
+
+def unheld(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[str]]]:
+    """Where a speedup of the fused kernel is not supported: over what, the label, and the cases."""
+    found: dict[tuple[str, Label], list[str]] = {}
+    for case, group in cases(rows).items():
+        for over, one in asked_of(group).items():
+            if one.label is not None and one.label is not Label.SUPPORTED:
+                found.setdefault((over, one.label), []).append(f"{case_title(case)} ({one.words})")
+    for (over, label), those in found.items():
+        yield over, label.value, those
+
+
+def headline(rows: Sequence[Row], counters: Sequence[Counters]) -> Iterator[tuple[str, str, str, str]]:
+    """What, the figure, what it is of, and the record: per operator, pass and dtype the largest supported speedup."""
+    best: dict[tuple[str, str, str], tuple[float, Row, Row]] = {}
+    for group in cases(rows).values():
+        mine = fused(group)
+        other = next((row for row in group if mine is not None and row.profile == baseline_of(mine.any.op)), None)
+        one = quote(mine, other.profile) if mine is not None and other is not None else None
+        if one is None or mine is None or other is None or one.label is not Label.SUPPORTED or one.speedup is None:
+            continue
+        key = (mine.any.op, mine.any.pass_, mine.any.dtype)
+        if key not in best or one.speedup > best[key][0]:
+            best[key] = (one.speedup, mine, other)
+    for (op, way, dtype), (speedup, mine, other) in list(best.items())[:TILES]:
+        r, theirs = mine.ratio, other.ratio
+        if r is None or theirs is None or r.p50_ms is None or theirs.p50_ms is None:
+            continue
+        what = f"{label_of(Op(op), way)} {dtype}, most over torch-baseline"
+        said = f"{r.rows}x{r.cols}: {duration(r.p50_ms)} against {duration(theirs.p50_ms)} ({other.profile})"
+        yield what, times(speedup), said, r.key
+    fused_counted = [c for c in counters if c.profile.startswith("triton-fused") and c.dram_pct is not None]
+    if fused_counted:
+        most = max(fused_counted, key=lambda c: c.compulsory_bytes)
+        occupancy = "" if most.occupancy_pct is None else f", with {most.occupancy_pct:.1f}% occupancy"
+        yield "Profile of the largest case", f"{most.dram_pct:.1f}% DRAM", f"{case_title(most.case)}{occupancy}", ""
