@@ -17,12 +17,18 @@ from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 
+from norm_fusion.evidence.ledger import stored
 from norm_fusion.evidence.stored import concluded
 from norm_fusion.records import HarnessReport, Manifest, Status
 from norm_fusion.report.counters import limits, ordered
+from norm_fusion.report.decided import held
 from norm_fusion.report.quotes import quote
 from norm_fusion.report.rows import Row, Series, baseline_of, cases, fastest_torch, fused, rows_of
 from norm_fusion.runs.store import RunStore
+from norm_fusion.site.findings import AGAINST, Verdict, verdicts
+
+sys.path.append(str(Path(__file__).parent))
+from draw import asked, plots
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = 100
@@ -51,6 +57,46 @@ def made(*runs: str) -> str:
         commit = (told.environment.commit or "")[:10]
         table.append(f"| `{run}` | `{' '.join(told.command)}` | {commit} | {_seconds(told):.0f} s |")
     return "\n".join(table) + "\n"
+
+
+def verdict() -> str:
+    """A table of what the seed's experiment found: the fused kernels over three baselines, with calls and the worst."""
+    page = asked()
+    heads = " | ".join(f"over {over}" for over in AGAINST)
+    table = [f"| {page.gpu} | {heads} |", "|---|---|---|---|"]
+    for label, count, made in verdicts(page.rows):
+        said = ["-" if one is None else f"**{one.figure}** {one.within}<br>{_calls(one)}" for one in made]
+        table.append(f"| {label}, {count} case{'' if count == 1 else 's'} | {' | '.join(said)} |")
+    return "\n".join(table) + "\n"
+
+
+def _calls(one: Verdict) -> str:
+    worst = f"; {one.worst}" if one.worst else ""
+    return ", ".join(said for _, said in one.calls) + worst
+
+
+def decided() -> str:
+    """A table of the decisions, as they were decided last."""
+    ledger = stored(ROOT / "decisions")
+    assert ledger is not None
+    table = ["| decision | status | rests on | at its boundary |", "|---|---|---|---|"]
+    for one in ledger.decisions:
+        sides = [held(one, boundary=side) for side in (False, True)]
+        said = [f"{side} rows hold" if side != "-" else "-" for side in sides]
+        table.append(
+            f"| [{one.title}](decisions/{one.name}.toml): {one.statement} | {one.status.value} | {' | '.join(said)} |"
+        )
+    return "\n".join(table) + "\n"
+
+
+def picture(name: str) -> str:
+    """A plot that docs/draw.py has drawn, for light and dark pages."""
+    plot = plots()[name]
+    light, dark = (f"docs/plots/{name}-{scheme}.svg" for scheme in ("light", "dark"))
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img alt="{plot.title}: {plot.explanation}" src="{light}"></picture>\n\n*{plot.title}. {plot.explanation}*\n'
+    )
 
 
 def live(*runs: str) -> str:

@@ -28,6 +28,19 @@ def test_what_is_quoted_is_what_the_runs_say() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_plots_are_drawn_of_what_the_runs_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import draw
+
+    pictures = sorted(draw.FOLDER.glob("*.svg"))
+    named = {f"{name}-{scheme}.svg": draw.told(name) for name in draw.plots() for scheme in ("light", "dark")}
+    assert {path.name: draw.drawn_of(path) for path in pictures} == named, "python docs/draw.py draws them again"
+    readme = (ROOT / "README.md").read_text()
+    for path in pictures:
+        assert path.relative_to(ROOT).as_posix() in readme
+        assert "var(--" not in path.read_text() and "<script" not in path.read_text()
+
+
 def test_every_parameter_of_an_operator_is_in_the_table_of_what_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     import support

@@ -13,7 +13,7 @@ The house, two towers on one ground floor; only records pass between them:
     modules, patching               what puts them into a model
     backends, measure, doctor       the contestants, the process that measures them, what a machine can measure
     profiling                       hardware counters and traces, in processes apart from all timing
-    runs, evidence, report          paper tower: runs on disk, what follows from them, tables and pages. No torch.
+    runs, evidence, report, site    paper tower: runs on disk, what follows from them, tables, pages, a site. No torch.
     engine, harness, cli            the roof: runs a plan, here or on a cluster, tries the lab itself, and the commands
 """
 

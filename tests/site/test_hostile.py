@@ -14,6 +14,7 @@ from playwright.sync_api import Browser
 from reading import HOSTILE
 from visiting import dead_links, draw_all, visited
 
+from norm_fusion.evidence.verdicts import conclude
 from norm_fusion.records import SCHEMA, Counters, Status
 from norm_fusion.runs.store import RunStore
 from norm_fusion.site.build import MARK, build
@@ -110,22 +111,13 @@ def test_hostile_runs_do_nothing(harmful: Path, browser: Browser, tmp_path: Path
     assert "10,000,0" in texts, "and how long what was cut is"
 
 
-@pytest.fixture
-def copies(tmp_path: Path) -> Path:
-    """Two whole runs, to be damaged."""
-    runs = tmp_path / "runs"
-    for name in ("damaged", "whole"):
-        shutil.copytree(LIVE, runs / name)
-    return runs
-
-
 def damage(run: Path, how: str) -> str:
     """Damage a run; returns what of it has to be named."""
     record = next(iter(sorted((run / "records").glob("*.json"))))
     if how == "truncated record":
         record.write_bytes(record.read_bytes()[:1000])
     elif how == "edited record":
-        record.write_text(record.read_text().replace('"p50_ms":0.0', '"p50_ms":0.1', 1))
+        record.write_text(record.read_text().replace('"p50_ms":0.1', '"p50_ms":0.2', 1))
     elif how == "newer record":
         record.write_text(record.read_text().replace(f'"schema_version":{SCHEMA}', f'"schema_version":{SCHEMA + 1}'))
     elif how == "not a number":
@@ -138,7 +130,7 @@ def damage(run: Path, how: str) -> str:
         return path.name
     elif how == "edited counters":
         path = next(iter(sorted((run / "counters").glob("*.json"))))
-        path.write_text(path.read_text().replace('"dram_pct": ', '"dram_pct": 9', 1))
+        path.write_text(path.read_text().replace('"compulsory_bytes": ', '"compulsory_bytes": 9', 1))
         return path.name
     elif how == "newer manifest":
         changed(run, schema_version=SCHEMA + 1)
@@ -156,33 +148,50 @@ def damage(run: Path, how: str) -> str:
         *("edited calls", "edited counters", "newer manifest", "samples are gone"),
     ],
 )
-def test_what_is_damaged_is_named_and_left_out(copies: Path, tmp_path: Path, how: str) -> None:
-    name = damage(copies / "damaged", how)
-    output = tmp_path / "site"
-    built = build(asked(output, copies))
+def test_what_is_damaged_is_named_and_left_out(tmp_path: Path, how: str) -> None:
+    runs, output = tmp_path / "runs", tmp_path / "site"
+    for name in ("damaged", "whole"):
+        store = small(runs / name, profiled=[(CASE.name, "torch-eager")])
+        store.keep_counters(counted("not collected: denied"))
+        store.write_conclusions(conclude(store.records(), store.samples, store.manifest()))
+    assert build(asked(output, runs)).left_out == []
+    name = damage(runs / "damaged", how)
+    built = build(asked(output, runs))
     assert any(name in said for said in built.left_out)
     told = "".join(path.read_text() for path in [output / "runs/index.html", *output.glob("runs/damaged/index.html")])
     assert name in told, "visibly"
-    assert "Left out" in told or "left out" in told
+    assert "Left out" in told
     assert dead_links(output) == []
-    # The other run speaks, and nothing of the damaged one does.
-    experiment = (output / "experiments/normalization-fusion.html").read_text()
-    assert "../runs/whole/" in experiment
+    assert (output / "runs/whole" / f"{CASE.name}.html").is_file()
+
+
+def test_a_damaged_run_speaks_for_nothing(tmp_path: Path) -> None:
+    for name in ("damaged", "whole"):
+        shutil.copytree(LIVE, tmp_path / "runs" / name)
+    damage(tmp_path / "runs" / "damaged", "truncated record")
+    build(asked(tmp_path / "site", tmp_path / "runs"))
+    experiment = (tmp_path / "site/experiments/normalization-fusion.html").read_text()
+    assert "../runs/whole/rmsnorm" in experiment
     assert "../runs/damaged/rmsnorm" not in experiment
 
 
-def test_counters_that_say_hostile_things_are_words(tmp_path: Path, browser: Browser) -> None:
-    store = small(tmp_path / "runs" / "a", profiled=[(CASE.name, "torch-eager")])
-    told = Counters(
+def counted(reason: str, remedy: str | None = None, fingerprint: str = "f") -> Counters:
+    """Counters that were not to be had."""
+    return Counters(
         run_id="a",
         case=CASE.name,
         profile="torch-eager",
         status=Status.UNAVAILABLE,
-        reason=HOSTILE[0],
-        remedy=HOSTILE[1],
+        reason=reason,
+        remedy=remedy,
         compulsory_bytes=1,
-        fingerprint=HOSTILE[2],
+        fingerprint=fingerprint,
     )
+
+
+def test_counters_that_say_hostile_things_are_words(tmp_path: Path, browser: Browser) -> None:
+    store = small(tmp_path / "runs" / "a", profiled=[(CASE.name, "torch-eager")])
+    told = counted(HOSTILE[0], HOSTILE[1], HOSTILE[2])
     store.keep_counters(told)
     build(asked(tmp_path / "site", store.path.parent))
     for path in (tmp_path / "site").rglob("runs/*/*.html"):

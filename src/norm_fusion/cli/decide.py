@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +15,8 @@ from norm_fusion.spec import SpecError
 if TYPE_CHECKING:
     from norm_fusion.evidence.deciding import Judged
     from norm_fusion.evidence.standing import Evidence
+
+LONGEST = 2000  # characters of a sentence: files may hold texts of megabytes
 
 DecisionsOption = Annotated[Path, typer.Option("--decisions", metavar="DIR", help="Folder of the decisions.")]
 FromOption = Annotated[
@@ -29,8 +31,8 @@ AsOfOption = Annotated[
 
 @lab.command(
     "decide",
-    epilog="Exit codes: 0 decided; 1 with --check: a committed status does not follow from the evidence, or a run "
-    "cannot be read; 2 bad usage, or a decision that is wrong. Age and other software only warn.",
+    epilog="Exit codes: 0 decided; 1 a file of the evidence was left out, or, with --check, what is committed does not "
+    "follow from it; 2 bad usage, or a decision that is wrong. Age and other software only warn.",
 )
 def _decide(
     names: Annotated[
@@ -76,8 +78,13 @@ def _decide(
         for name in names or []:
             if name not in [one.name for one in loaded]:
                 raise SpecError(f"there is no decision {name!r}: choose from {', '.join(one.name for one in loaded)}")
+        before = stored(decisions)
         evidence, unreadable = evidence_of(parents)
-        judged = [decide(one, evidence) for one in loaded]
+        try:
+            judged = [decide(one, evidence) for one in loaded]
+        finally:  # a decision may fail for want of what was left out
+            unreadable += evidence.archive.damaged
+            _tell(f"left out: {said}" for said in unreadable)
         made = ledger(judged)
         shown = [one for one in judged if not names or one.decision.name in names]
         if json:
@@ -89,18 +96,12 @@ def _decide(
                 _show(one, evidence, day)
         else:
             view.show_matrix(console(PIPE_WIDTH), [one.decided for one in shown])
-        before = stored(decisions)
         changed = unlike(before, made)
-        for said in changed:
-            typer.echo(f"norm-fusion decide: since {decisions / LEDGER}: {said}", err=True)
-        for said in unreadable:
-            typer.echo(f"norm-fusion decide: left out: {said}", err=True)
+        _tell(f"since {decisions / LEDGER}: {said}" for said in changed)
         facts = _here() if here else {}
-        for one in judged:
-            for said in expired(one.decision, one.decided, day, facts):
-                typer.echo(f"norm-fusion decide: warning: {said}", err=True)
+        _tell(f"warning: {said}" for one in judged for said in expired(one.decision, one.decided, day, facts))
         if write and unreadable:
-            raise SpecError("nothing is kept while runs cannot be read: bring them back, or delete them")
+            raise SpecError("nothing is kept while files are left out: bring them back, or delete their runs")
         if write:
             write_whole(decisions / LEDGER, as_json(made))
         raise typer.Exit(int((check and bool(changed)) or bool(unreadable)))
@@ -121,6 +122,13 @@ def evidence_of(parents: Sequence[Path] | None) -> tuple[Evidence, list[str]]:
     return Evidence(archive, kept), [*archive.unreadable, *unreadable]
 
 
+def _tell(sentences: Iterable[str]) -> None:
+    from norm_fusion.report.notes import printable
+
+    for said in sentences:
+        typer.echo(f"norm-fusion decide: {printable(said)[:LONGEST]}", err=True)
+
+
 def _show(one: Judged, evidence: Evidence, day: date) -> None:
     from norm_fusion.evidence.boundary import of_decision
     from norm_fusion.evidence.expiry import expires
@@ -128,7 +136,8 @@ def _show(one: Judged, evidence: Evidence, day: date) -> None:
     from norm_fusion.report.sheet import PIPE_WIDTH
 
     boundary = of_decision(one.decided, one.selected, evidence.archive, day)
-    view.show_decision(console(PIPE_WIDTH), one.decided, boundary, expires(one.decision, one.decided))
+    ending = expires(one.decision, one.decided)
+    view.show_decision(console(PIPE_WIDTH), one.decided, boundary, ending, one.selected)
 
 
 def _here() -> dict[str, str]:

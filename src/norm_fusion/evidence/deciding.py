@@ -3,9 +3,10 @@
 A row of a claim (a case on a model of GPU)
 
     holds           its call says so: the interval lies beyond the threshold, past every gate
-    is shown        a figure without a call, of counters or a rate, lies beyond the threshold
-    is undecided    inconclusive, rerun noise, invalid, or not collected
-    does not hold   the interval, or the figure, lies on the other side
+    is shown        a figure without a call, of counters, a rate, or an example that a gate of runs would not let pass,
+                    lies beyond the threshold
+    is undecided    inconclusive, rerun noise, over an invalid baseline, or not collected
+    does not hold   the interval, or the figure, lies on the other side; or what is claimed of is wrong, or failed
 
 and a decision, the first that matches, by the claims that it rests on and those of its boundary, is
 
@@ -22,14 +23,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from norm_fusion.evidence.archive import EARLIEST, moment
 from norm_fusion.evidence.decisions import Decision
 from norm_fusion.evidence.examples import Example
 from norm_fusion.evidence.selection import SELECTION, Selected
-from norm_fusion.evidence.standing import Evidence, rows_of
+from norm_fusion.evidence.standing import Evidence, rows_of, unspoken
 from norm_fusion.evidence.verdicts import RULE
 from norm_fusion.records import Decided, DecidedClaim, DecisionStatus, Ledger, Standing
 
-DECIDING = 1
+# 2: what is wrong or failed does not hold; an example that a gate of runs would not let pass is shown.
+DECIDING = 2
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def decide(decision: Decision, evidence: Evidence) -> Judged:
                 boundary=claim.boundary,
                 metric=claim.metric,
                 series="" if claim.counted else claim.series,
+                baseline=claim.baseline,
                 threshold=claim.threshold,
                 at_most=claim.at_most,
                 rows=rows,
@@ -74,7 +78,7 @@ def decide(decision: Decision, evidence: Evidence) -> Judged:
         )
     status, why = status_of(claims)
     environments = [one.environment for one in selected.values()] + [one.environment for one in kept]
-    dates = sorted(one.run.manifest.started_at for one in selected.values())
+    dates = sorted((one.run.manifest.started_at for one in selected.values()), key=lambda at: moment(at) or EARLIEST)
     made = Decided(
         name=decision.name,
         title=decision.title,
@@ -92,6 +96,7 @@ def decide(decision: Decision, evidence: Evidence) -> Judged:
         },
         oldest=dates[0] if dates else None,
         latest=dates[-1] if dates else None,
+        unheard=list(unspoken(decision.claims, evidence)),
     )
     return Judged(decision, made, list(selected.values()))
 
@@ -102,16 +107,14 @@ def status_of(claims: Sequence[DecidedClaim]) -> tuple[DecisionStatus, str]:
     for claim in resting:
         against, held = claim.count(Standing.FAILS), claim.count(Standing.HOLDS, Standing.SHOWN)
         if against and against >= held:
-            return DecisionStatus.REJECTED, f"{_counted(claim)}: {_quoted_says(claim)}"
+            said = f"does not hold in {against} of {_rows(len(claim.rows))}: {_quoted_says(claim)}"
+            return DecisionStatus.REJECTED, said
     standing = [row.standing for claim in resting for row in claim.rows]
     if not {Standing.HOLDS, Standing.FAILS} & {*standing}:
         shown = standing.count(Standing.SHOWN)
-        if shown < len(standing):
-            return DecisionStatus.MEASURED, f"{len(standing) - shown} of {len(standing)} rows are undecided"
-        return (
-            DecisionStatus.MEASURED,
-            f"figures show it in {_rows(shown)}, and no rule calls figures without intervals",
-        )
+        said = f"figures show it in {shown} of {_rows(len(standing))}, and no call says so" if shown else ""
+        undecided = f"{len(standing) - shown} of {_rows(len(standing))} undecided" if shown < len(standing) else ""
+        return DecisionStatus.MEASURED, "; ".join(filter(None, (said, undecided)))
     short = [claim for claim in claims if claim.count(Standing.HOLDS) < len(claim.rows)]
     if not short:
         return DecisionStatus.SUPPORTED, f"every claim holds in every row, {len(standing)} of what it rests on"
@@ -120,8 +123,9 @@ def status_of(claims: Sequence[DecidedClaim]) -> tuple[DecisionStatus, str]:
 
 
 def _counted(claim: DecidedClaim) -> str:
-    held = claim.count(Standing.HOLDS, Standing.SHOWN)
-    return f"holds in {held} of {_rows(len(claim.rows))}"
+    shown = claim.count(Standing.SHOWN)
+    by_figures = f" and is shown in {shown}" if shown else ""
+    return f"holds in {claim.count(Standing.HOLDS)}{by_figures} of {_rows(len(claim.rows))}"
 
 
 def _rows(count: int) -> str:

@@ -32,7 +32,7 @@ from typing import Any
 from norm_fusion.evidence.verdicts import DELTA
 from norm_fusion.records import Counters, Record
 from norm_fusion.runs.toml import TomlFile
-from norm_fusion.spec import BASELINE, BASELINE_OF, FUSED_OF, Case, Matmul, Op, Pass, SpecError
+from norm_fusion.spec import BASELINE, BASELINE_OF, FUSED_OF, ITEMSIZE, Case, Matmul, Op, Pass, SpecError
 
 SPEEDUP = "speedup"
 FASTEST, FUSED = "fastest", "fused"
@@ -58,9 +58,10 @@ KEYS = ("title", "domain", "statement", "owner", "experiments", "expires", "clai
 CLAIM_KEYS = ("says", "cases", "profile", "baseline", "metric", "series", "at_least", "at_most", "boundary", "example")
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _SELECTOR = re.compile(
-    r"(?P<op>[a-z-]+?)(?P<backward>-backward)?-(?P<rows>[\d.*]+)x(?P<cols>[\d.*]+)-(?P<dtype>\w+|\*)"
+    r"(?P<op>[a-z-]+?)(?P<backward>-backward)?-(?P<rows>[0-9.*]+)x(?P<cols>[0-9.*]+)-(?P<dtype>\w+|\*)"
 )
-_RANGE = re.compile(r"\*|(\d{1,18})|(\d{0,18})\.\.(\d{0,18})")
+_RANGE = re.compile(r"\*|([0-9]{1,18})|([0-9]{0,18})\.\.([0-9]{0,18})")
+_MOST = 10**18  # rows or columns: above all that a case may have
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,11 @@ class Cases:
                 f"{text[:80]!r} selects no cases: write OP-ROWSxCOLS-DTYPE or OP-backward-ROWSxCOLS-DTYPE, with "
                 f"{', '.join(Op)}; rows and columns as a number, a range like 1024..8192, or *"
             )
+        if match["dtype"] not in ("*", *ITEMSIZE):
+            known = f"{', '.join(ITEMSIZE)} or *"
+            raise SpecError(f"{text[:80]!r} selects no cases: dtype {match['dtype'][:20]!r} is none of {known}")
         way = Pass.BACKWARD if match["backward"] else Pass.FORWARD
         return cls(text, match["op"], way, _ends(text, match["rows"]), _ends(text, match["cols"]), match["dtype"])
-
-    @property
-    def one(self) -> bool:
-        """Is it the name of one case?"""
-        return "*" not in self.text and ".." not in self.text
 
     def takes(self, name: str) -> bool:
         """Is a case among them?"""
@@ -117,12 +116,16 @@ def _op_of(case: str) -> Op:
 def _ends(text: str, part: str) -> tuple[int, int]:
     match = _RANGE.fullmatch(part)
     if match is None:
-        raise SpecError(f"{text[:80]!r} selects no cases: {part!r} is no number, no range like 1024..8192, and not *")
+        said = f"{part[:40]!r} is no number, no range like 1024..8192, and not *"
+        raise SpecError(f"{text[:80]!r} selects no cases: {said}")
     if part == "*":
-        return 0, 10**18
+        return 0, _MOST
     if match[1]:
         return int(match[1]), int(match[1])
-    return int(match[2] or 0), int(match[3] or 10**18)
+    low, high = int(match[2] or 0), int(match[3] or _MOST)
+    if low > high:
+        raise SpecError(f"{text[:80]!r} selects no cases: {part!r} ends before it begins")
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -234,15 +237,10 @@ def _claim(file: TomlFile, name: str, value: Any) -> Claimed:
     if not isinstance(value, dict):
         file.wrong(key, "must be a table", at=name)
     file.allow(CLAIM_KEYS, value, key)
-    metric = value.get("metric", SPEEDUP)
-    if metric not in METRICS:
-        file.wrong(f"{key}.metric", f"is {metric!r}: choose from {', '.join(METRICS)}")
-    series = value.get("series", "kernel")
-    if series not in SERIES:
-        file.wrong(f"{key}.series", f"is {series!r}: choose from {', '.join(SERIES)}")
-    for part in ("boundary",):
-        if not isinstance(value.get(part, False), bool):
-            file.wrong(f"{key}.{part}", "must be true or false")
+    metric = _one_of(file, f"{key}.metric", value.get("metric", SPEEDUP), METRICS)
+    series = _one_of(file, f"{key}.series", value.get("series", "kernel"), tuple(SERIES))
+    if not isinstance(value.get("boundary", False), bool):
+        file.wrong(f"{key}.boundary", "must be true or false")
     example = value.get("example")
     if (example is None) == ("cases" not in value):
         file.wrong(key, "must have either cases or an example", at=name)
@@ -253,12 +251,21 @@ def _claim(file: TomlFile, name: str, value: Any) -> Claimed:
     if metric in COUNTED and "series" in value:
         file.wrong(f"{key}.series", "has no meaning for hardware counters")
     threshold, at_most = _threshold(file, key, value, metric)
+    cases = () if example is not None else file.each(f"{key}.cases", value["cases"], Cases.parse)
+    says, profile = (
+        file.words(f"{key}.{part}", value.get(part), at=None if part in value else name) for part in ("says", "profile")
+    )
+    baseline = file.words(f"{key}.baseline", value["baseline"]) if metric == SPEEDUP else ""
+    if profile == baseline:
+        file.wrong(f"{key}.baseline", "is the profile itself")
+    if any(one.op == Matmul.op for one in cases) and (metric not in COUNTED or profile == FUSED):
+        file.wrong(f"{key}.cases", "are of matrix products, which only counters of a named profile tell of")
     return Claimed(
         name=name,
-        says=file.words(f"{key}.says", value.get("says"), at=name),
-        cases=() if example is not None else file.each(f"{key}.cases", value["cases"], Cases.parse),
-        profile=file.words(f"{key}.profile", value.get("profile"), at=name),
-        baseline=file.words(f"{key}.baseline", value["baseline"]) if metric == SPEEDUP else "",
+        says=says,
+        cases=cases,
+        profile=profile,
+        baseline=baseline,
         metric=metric,
         series=series,
         threshold=threshold,
@@ -266,6 +273,12 @@ def _claim(file: TomlFile, name: str, value: Any) -> Claimed:
         boundary=value.get("boundary", False),
         example=None if example is None else _example(file, key, example),
     )
+
+
+def _one_of(file: TomlFile, key: str, value: object, allowed: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        file.wrong(key, f"is {value!r}: choose from {', '.join(allowed)}")
+    return value
 
 
 def _example(file: TomlFile, key: str, value: object) -> str:
@@ -284,5 +297,5 @@ def _threshold(file: TomlFile, key: str, value: dict[str, Any], metric: str) -> 
         return 1 + DELTA, False
     number = value[given[0]]
     if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number < 1e12:
-        file.wrong(f"{key}.{given[0]}", "must be a number above 0")
+        file.wrong(f"{key}.{given[0]}", "must be a number above 0 and below 1e12")
     return float(number), given == ["at_most"]

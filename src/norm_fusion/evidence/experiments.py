@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from norm_fusion.evidence.archive import Archive, Kept
+from norm_fusion.evidence.archive import EARLIEST, Archive, Kept
 from norm_fusion.evidence.selection import Selected, refusals, select
 from norm_fusion.runs.suites import Suite
 from norm_fusion.spec import BASELINE, BASELINE_OF, FUSED_OF, Case
@@ -35,7 +35,7 @@ class Experiment:
     def runs(self) -> list[Kept]:
         """Those that speak, newest first."""
         found = {one.run.name: one.run for one in self.selected}
-        return sorted(found.values(), key=lambda run: run.manifest.started_at, reverse=True)
+        return sorted(found.values(), key=lambda run: (run.began or EARLIEST, run.name), reverse=True)
 
     @property
     def latest(self) -> str | None:
@@ -63,7 +63,7 @@ def _readiness(suite: Suite, cases: Sequence[Case], selected: Sequence[Selected]
     measured = {one.case for one in selected}
     there = sum(name in measured for name in own)
     extra = len({case.name for case in cases} - {*own} - measured)
-    optional = f"; {extra} optional cases are not measured" if extra else ""
+    optional = f"; {extra} optional {'case has' if extra == 1 else 'cases have'} none" if extra else ""
     if there == len(own):
         return Readiness("ready", f"all {there} cases have a run that passes its gates{optional}")
     if there:

@@ -19,14 +19,19 @@ def expires(decision: Decision, decided: Decided) -> str:
     ]
     if (last := last_day(decision, decided)) is not None:
         parts.append(f"the day after {last}, {decision.expires_days} days after its oldest run")
-    return f"Decide anew with {'; '.join(parts)}." if parts else "Nothing ends it: it names no expiry."
+    said = f"Decide anew with {'; '.join(parts)}." if parts else "Nothing ends it: it names no expiry."
+    undated = decision.expires_days is not None and decided.oldest is None
+    return f"{said} Its {decision.expires_days} days cannot be counted: nothing tells its age." if undated else said
 
 
 def last_day(decision: Decision, decided: Decided) -> date | None:
     """Until when its evidence counts; None where it has no age."""
     if decision.expires_days is None or decided.oldest is None:
         return None
-    return day(decided.oldest) + timedelta(days=decision.expires_days)
+    try:
+        return day(decided.oldest) + timedelta(days=decision.expires_days)
+    except OverflowError:  # there is no later day
+        return date.max
 
 
 def expired(decision: Decision, decided: Decided, as_of: date, here: Mapping[str, str]) -> Iterator[str]:

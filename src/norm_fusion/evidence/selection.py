@@ -3,8 +3,8 @@
 The gates look at how a run was made and whether it is whole, never at what it found: who chose among runs by their
 results would find what he looked for. A change of them is a new SELECTION.
 
-    finished    it ended by itself, and is no quick run
-    clean       of a commit, without uncommitted changes
+    finished    it says when it began, ended by itself, and is no quick run
+    clean       on GPUs, of a commit, without uncommitted changes
     whole       no file of it is missing, edited or unreadable
     there       the case was measured, by as many processes as the protocol begins with (FEWEST, step 13), with those
                 whom the claim compares
@@ -12,15 +12,16 @@ results would find what he looked for. A change of them is a new SELECTION.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from norm_fusion.evidence.archive import Kept
+from norm_fusion.evidence.archive import LONGEST, Kept
 from norm_fusion.evidence.pool import quoted
 from norm_fusion.records import Environment, Manifest, Record, Status
 from norm_fusion.spec import FEWEST
 
-SELECTION = 1
+# 2: the model of each case's own card; the fastest PyTorch is of runs with the native and the compiled one.
+SELECTION = 2
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Selected:
     gpu: str
     run: Kept
     passed_over: Sequence[tuple[Kept, str]] = field(default=())
+    counted: bool = False  # by hardware counters
 
     @property
     def rows(self) -> list[Record]:
@@ -41,7 +43,7 @@ class Selected:
     @property
     def environment(self) -> Environment:
         """Of the card that measured it."""
-        found = self.run.environment_of(self.case)
+        found = self.run.environment_of(self.case, self.counted)
         assert found is not None, "a gate has seen to it"
         return found
 
@@ -55,19 +57,35 @@ def select(runs: Sequence[Kept], case: str, profiles: Collection[str] = (), coun
         profiles: who has to be there, correct or not; none asks for anybody.
         counted: by hardware counters, not by timing.
     """
+    chosen, others = _sorted_out(runs, case, profiles, counted)
+    return [Selected(case, gpu, run, others.get(gpu, ()), counted) for gpu, run in sorted(chosen.items())]
+
+
+def unheard(
+    runs: Sequence[Kept], case: str, profiles: Collection[str] = (), counted: bool = False
+) -> Mapping[str, tuple[Kept, str]]:
+    """By each model of GPU on which a case was measured by runs that may not speak: the newest of them, and why not."""
+    chosen, others = _sorted_out(runs, case, profiles, counted)
+    return {gpu: over[0] for gpu, over in others.items() if gpu not in chosen and _on_gpus(over[0][0].manifest)}
+
+
+def _sorted_out(
+    runs: Sequence[Kept], case: str, profiles: Collection[str], counted: bool
+) -> tuple[dict[str, Kept], dict[str, list[tuple[Kept, str]]]]:
+    """By model of GPU the run that speaks for a case, and those that do not, each with the reason."""
     chosen: dict[str, Kept] = {}
     others: dict[str, list[tuple[Kept, str]]] = {}
     for run in runs:
         if not _covers(run.manifest, case, counted):
             continue
-        gpu = _model(run.manifest)
+        gpu = _model(run, case, counted)
         if gpu in chosen:
-            others.setdefault(gpu, []).append((run, f"older than {chosen[gpu].name}"))
+            others.setdefault(gpu, []).append((run, _not_newer(run, chosen[gpu])))
         elif (why := refused(run, case, profiles, counted)) is not None:
             others.setdefault(gpu, []).append((run, why))
         else:
             chosen[gpu] = run
-    return [Selected(case, gpu, run, others.get(gpu, ())) for gpu, run in sorted(chosen.items())]
+    return chosen, others
 
 
 def refusals(runs: Sequence[Kept], case: str, profiles: Collection[str] = (), counted: bool = False) -> Iterator[str]:
@@ -82,16 +100,19 @@ def refused(run: Kept, case: str, profiles: Collection[str], counted: bool) -> s
     manifest = run.manifest
     if manifest.state != "finished":
         return f"is {manifest.state}"
+    if run.began is None:
+        return "does not say when it was measured"
     if manifest.quick:
         return "is a quick run, without intervals"
-    where = manifest.environment
-    if where is None or where.device != "cuda":
+    if not _on_gpus(manifest):
         return "was not measured on a GPU"
-    if where.commit is None or where.dirty:
-        return "was measured with uncommitted changes"
-    if run.conclusions is None or run.left_out:
-        return f"is damaged: {run.left_out[0] if run.left_out else 'nothing of it can be judged'}"
+    if any(where.commit is None or where.dirty is not False for where in manifest.environments):
+        return "was measured with uncommitted changes, or by code of no known commit"
+    if run.odd is not None or run.conclusions is None or run.left_out:
+        return f"is damaged: {run.odd or (*run.left_out, 'nothing of it can be judged')[0]}"
     if counted:
+        if run.uncounted:
+            return f"is damaged: {run.uncounted}"
         there = {one.profile for one in run.counters if one.case == case and one.status is Status.OK}
         missing = [name for name in profiles if name not in there]
         return f"has no counters of {', '.join(missing)}" if missing or not there else None
@@ -99,7 +120,8 @@ def refused(run: Kept, case: str, profiles: Collection[str], counted: bool) -> s
     counts = max((r.processes or 1 for r in rows), default=0)
     if counts < FEWEST:
         return f"measured it in {counts} process{'' if counts == 1 else 'es'}, {FEWEST} are needed"
-    missing = [name for name in profiles if name not in {r.profile for r in rows}]
+    measured = {r.profile for r in rows if r.status is not Status.UNAVAILABLE}
+    missing = [name for name in profiles if name not in measured]
     return f"did not measure {', '.join(missing)}" if missing else None
 
 
@@ -109,5 +131,19 @@ def _covers(manifest: Manifest, case: str, counted: bool) -> bool:
     return case in manifest.cases
 
 
-def _model(manifest: Manifest) -> str:
-    return manifest.environment.device_name if manifest.environment is not None else ""
+def _not_newer(run: Kept, than: Kept) -> str:
+    if run.began is None:
+        return "does not say when it was measured"
+    return f"{'as old as' if run.began == than.began else 'older than'} {than.name}"
+
+
+def _on_gpus(manifest: Manifest) -> bool:
+    return bool(manifest.environments) and all(where.device == "cuda" for where in manifest.environments)
+
+
+def _model(run: Kept, case: str, counted: bool) -> str:
+    """Of the GPU that measured a case: a run's cards may be of several models. Read from its records only then."""
+    names = {where.device_name for where in run.manifest.environments}
+    found = run.environment_of(case, counted) if len(names) > 1 else run.manifest.environment
+    # Of a damaged one too there is a sentence, which is printed and written.
+    return "" if found is None else found.device_name[:LONGEST].encode("utf-8", "backslashreplace").decode()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
 from norm_fusion.evidence.archive import Archive
 from norm_fusion.evidence.claims import fastest
-from norm_fusion.evidence.decisions import COUNTED, FASTEST, RATED, SERIES, SPEEDUP, Claimed, Decision
+from norm_fusion.evidence.decisions import COUNTED, FASTEST, RATED, SERIES, SPEEDUP, Cases, Claimed, Decision
 from norm_fusion.evidence.examples import Example
-from norm_fusion.evidence.selection import Selected, refusals, select
-from norm_fusion.records import Call, DecidedRow, Label, Record, Standing, Status
+from norm_fusion.evidence.selection import Selected, refusals, select, unheard
+from norm_fusion.evidence.verdicts import RULES, Side
+from norm_fusion.records import Call, Code, DecidedRow, Label, Record, Standing, Status
 
 DECIDED = (Label.SUPPORTED, Label.REGRESSION, Label.NO_DIFFERENCE, Label.INCONCLUSIVE)  # by their interval
+# Without these nobody knows which PyTorch is the fastest: the operator as it is, and compiled.
+CONTENDERS = ("torch-native", "torch-compile")
+TOLD = 3  # refused runs that are named where none may speak
+# A profile that ended so tells of the run, not of itself.
+NOT_ITS_OWN = (Code.INTERRUPTED, Code.UNREADABLE)
 
 
 @dataclass(frozen=True)
@@ -42,20 +48,40 @@ def rows_of(
 def _selected(decision: Decision, claim: Claimed, evidence: Evidence) -> list[Selected]:
     """The runs that speak for each case of a claim; every part of its selector has to be measured."""
     runs = evidence.archive.runs
-    measured = [[case for case, _ in run.manifest.profiled] if claim.counted else run.manifest.cases for run in runs]
-    known = dict.fromkeys(chain.from_iterable(measured))
     made: dict[tuple[str, str], Selected] = {}
     key = f"claims.{claim.name}.cases"
-    for wanted in claim.cases:
-        names = [case for case in known if wanted.takes(case)]
+    for wanted, names in _measured(claim, evidence).items():
         if not names:
             raise decision.wrong(key, f"names {wanted.text!r}, which no run has measured", at=wanted.text)
         found = [one for case in names for one in select(runs, case, _needed(claim, case), claim.counted)]
         if not found:
-            why = next(chain.from_iterable(refusals(runs, c, _needed(claim, c), claim.counted) for c in names))
-            raise decision.wrong(key, f"names {wanted.text!r}, for which no run may speak: {why}", at=wanted.text)
+            each = chain.from_iterable(refusals(runs, c, _needed(claim, c), claim.counted) for c in names)
+            why = list(dict.fromkeys(each))
+            more = f"; and {len(why) - TOLD} more" if len(why) > TOLD else ""
+            said = f"names {wanted.text!r}, for which no run may speak: {'; '.join(why[:TOLD])}{more}"
+            raise decision.wrong(key, said, at=wanted.text)
         made |= {(one.case, one.gpu): one for one in found}
     return sorted(made.values(), key=lambda one: _in_order(one.case))
+
+
+def _measured(claim: Claimed, evidence: Evidence) -> dict[Cases, list[str]]:
+    """By each part of a claim's selector the cases that any run measured, or read counters of."""
+    runs = [run.manifest for run in evidence.archive.runs]
+    each = [[case for case, _ in run.profiled] if claim.counted else run.cases for run in runs]
+    known = dict.fromkeys(chain.from_iterable(each))
+    return {wanted: [case for case in known if wanted.takes(case)] for wanted in claim.cases}
+
+
+def unspoken(claims: Iterable[Claimed], evidence: Evidence) -> Iterator[str]:
+    """The measured cases of claims that no run may speak for, on a model of GPU: a sentence for each reason."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for claim in claims:
+        for case in chain.from_iterable(_measured(claim, evidence).values()):
+            over = unheard(evidence.archive.runs, case, _needed(claim, case), claim.counted)
+            for gpu, (run, why) in over.items():
+                found.setdefault((gpu, f"{run.name} {why}"), {})[case] = None
+    for (gpu, why), cases in found.items():
+        yield f"No run may speak for {', '.join(sorted(cases, key=_in_order))} on {gpu}: {why}."
 
 
 def _in_order(case: str) -> tuple[str, int, int, str]:
@@ -68,12 +94,17 @@ def _in_order(case: str) -> tuple[str, int, int, str]:
 def _needed(claim: Claimed, case: str) -> list[str]:
     """Whom a run has to have measured to speak for a claim."""
     named = claim.baseline_at(case)
-    return [claim.profile_at(case), *([named] if named not in ("", FASTEST) else [])]
+    return [claim.profile_at(case), *(CONTENDERS if named == FASTEST else [named] if named else [])]
 
 
 def _row(claim: Claimed, one: Selected) -> DecidedRow:
     if claim.counted:
         return _of_counters(claim, one)
+    bad = next((r for r in one.rows if r.profile == claim.profile_at(one.case) and r.status.bad), None)
+    if bad is not None and bad.code not in NOT_ITS_OWN:
+        reason = f"{bad.profile} {'is wrong' if bad.status is Status.WRONG else 'failed'}: {bad.reason or bad.status}"
+        told = {"label": Label.INVALID.value, "processes": bad.processes or 1}
+        return _made(claim, one, Standing.FAILS, reason).model_copy(update=told)
     return _of_call(claim, one) if claim.metric == SPEEDUP else _of_record(claim, one)
 
 
@@ -134,15 +165,16 @@ def _beyond(claim: Claimed, low: float, high: float, said: str) -> tuple[Standin
 
 
 def _of_record(claim: Claimed, one: Selected) -> DecidedRow:
-    """A rate or an error of the pooled record: no rule calls it."""
+    """A rate or an error of the pooled record: no rule calls it, and what a call would be doubted by leaves it open."""
     series = SERIES[claim.series], "cold"
     record = next(
         (r for r in one.rows if r.profile == claim.profile_at(one.case) and (r.timer, r.cache) == series), None
     )
     if record is None or record.status is not Status.OK or (value := RATED[claim.metric](record)) is None:
         return _open(claim, one, "it was not measured in this series")
-    if record.noise == "rerun":
-        return _open(claim, one, f"p95/p50 is {record.noise_ratio or 0:.2f}: too noisy for a precise claim")
+    side = Side(record, one.rows, (), one.environment)
+    if (doubt := next((found for rule in RULES if (found := rule(side)) is not None), None)) is not None:
+        return _open(claim, one, doubt[2])
     return _shown(claim, one, value, record.processes or 1)
 
 
@@ -191,9 +223,14 @@ def _example(decision: Decision, claim: Claimed, evidence: Evidence) -> Example:
 
 
 def _of_example(claim: Claimed, example: Example) -> DecidedRow:
-    """By an interval over the example's processes, as any claim's; it has no gates of noise and no control."""
+    """By an interval over the example's processes, as any claim's; where a gate of runs would not let it pass, no call.
+
+    It has no control, and no clock beside its blocks.
+    """
     call = example.called(claim.profile, claim.baseline, SERIES[claim.series])
     standing, reason = _by_interval(claim, call)
+    if example.short_of and standing is Standing.HOLDS:
+        standing, reason = Standing.SHOWN, f"{reason}; it {example.short_of}"
     return DecidedRow(
         case=example.case,
         gpu=example.environment.device_name,
@@ -203,7 +240,7 @@ def _of_example(claim: Claimed, example: Example) -> DecidedRow:
         value=call.speedup,
         low=call.low,
         high=call.high,
-        label=call.label.value,
+        label=None if example.short_of else call.label.value,
         processes=call.processes,
         standing=standing,
         reason=reason,

@@ -227,11 +227,9 @@ def _failed(side: Side) -> Found | None:
 
 
 def _fingerprint(side: Side) -> Found | None:
-    seen = sorted(
-        {record.fingerprint for record in side.single}
-        # That the run took place where it says; an environment of schema 1 had other fields.
-        | {side.environment.fingerprint for record in side.single if record.schema_version > 1}
-    )
+    # That the run took place where it says; an environment of schema 1 had other fields.
+    here = {side.environment.fingerprint} if any(record.schema_version > 1 for record in side.single) else set()
+    seen = sorted({record.fingerprint for record in side.single} | here)
     if len(seen) < 2:
         return None
     return Label.INVALID, "fingerprint", f"device or software changed during the run: fingerprints {', '.join(seen)}"

@@ -13,9 +13,9 @@ class Standing(StrEnum):
     """What one row of the evidence says of a claim."""
 
     HOLDS = "holds"  # by its call: an interval, past the gates of noise and of the control
-    SHOWN = "shown"  # by a figure that no rule calls: a counter, a rate
-    OPEN = "undecided"  # inconclusive, too noisy, invalid, or not collected
-    FAILS = "does not hold"
+    SHOWN = "shown"  # by a figure that no rule calls: a counter, a rate, an example that no gate lets pass
+    OPEN = "undecided"  # inconclusive, too noisy, over an invalid baseline, or not collected
+    FAILS = "does not hold"  # the interval or the figure is on the other side, or what is claimed of is wrong or failed
 
 
 class DecisionStatus(StrEnum):
@@ -52,6 +52,7 @@ class DecidedClaim(Stored):
     boundary: bool  # where the decision ends: it does not rest on this
     metric: str
     series: str
+    baseline: str = ""  # as it is claimed: "fastest", "torch-baseline", a profile; empty of what has none
     threshold: FiniteFloat
     at_most: bool = False
     rows: list[DecidedRow]
@@ -75,6 +76,7 @@ class Decided(Stored):
     software: dict[str, list[str]] = Field(default_factory=dict)  # gpu, driver, torch, triton: of the evidence
     oldest: str | None = None  # when the evidence was measured, ISO 8601
     latest: str | None = None
+    unheard: list[str] = Field(default_factory=list)  # cases of its claims that no run may speak for, and why
 
 
 class Ledger(Stored):

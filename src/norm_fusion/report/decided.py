@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from norm_fusion.evidence.boundary import Bound
+from norm_fusion.evidence.boundary import Bound, named
+from norm_fusion.evidence.selection import Selected
 from norm_fusion.records import Decided, DecidedClaim, DecidedRow, DecisionStatus, Standing
 from norm_fusion.report.notes import printable
 from norm_fusion.report.rows import duration, span, times
@@ -62,8 +63,10 @@ def held(one: Decided, boundary: bool) -> str:
     return f"{sum(c.count(Standing.HOLDS, Standing.SHOWN) for c in claims)} of {rows}" if rows else NOTHING
 
 
-def show_decision(console: Console, one: Decided, boundary: Sequence[Bound], expires: str) -> None:
-    """One decision, whole."""
+def show_decision(
+    console: Console, one: Decided, boundary: Sequence[Bound], expires: str, selected: Sequence[Selected] = ()
+) -> None:
+    """One decision, whole; `selected`: the runs that speak."""
     console.print(Text(printable(one.title), "bold"), end="  ")
     console.print(Text(one.status.value, STATUS_STYLE[one.status]), end="  ")
     console.print(Text(printable(f"{one.domain} · owner {one.owner} · {one.name}"), "dim"))
@@ -71,11 +74,26 @@ def show_decision(console: Console, one: Decided, boundary: Sequence[Bound], exp
     _line(console, f"{one.status.value}: {one.why}.")
     for claim in one.claims:
         print_sheet(console, _sheet(claim))
+    if selected:
+        console.print()
+        console.print(Text("Selected runs", "bold"))
+    for run, cases in _speaking(selected).items():
+        over = {other.name: why for each in selected if each.run.name == run for other, why in each.passed_over}
+        told = "; ".join(f"{name} {why}" for name, why in over.items())
+        _line(console, f"- {run} speaks for {named(cases)}.{f' Passed over: {told}.' if told else ''}")
     console.print()
     console.print(Text("Evidence boundary", "bold"))
     for bound in boundary:
         _line(console, f"- {bound.sentence}")
     _line(console, f"- {expires}")
+
+
+def _speaking(selected: Sequence[Selected]) -> dict[str, list[str]]:
+    """By run the cases that it speaks for."""
+    found: dict[str, list[str]] = {}
+    for one in selected:
+        found.setdefault(one.run.name, []).append(one.case)
+    return found
 
 
 def _sheet(claim: DecidedClaim) -> Sheet:
@@ -91,12 +109,14 @@ def _sheet(claim: DecidedClaim) -> Sheet:
     columns = [
         column(claim.metric, lambda row: (value(claim, row), "")),
         column("95%", lambda row: (NOTHING if row.low is None or row.high is None else span(row.low, row.high), "")),
-        column("over", lambda row: (row.baseline or NOTHING, "")),
+        column("over", lambda row: (printable(row.baseline or NOTHING), "")),
         column("call", lambda row: (row.label or NOTHING, "")),
         column("claim", lambda row: (row.standing.value, STANDING_STYLE[row.standing])),
-        column("run", lambda row: (row.run, "dim")),
+        column("run", lambda row: (printable(row.run), "dim")),
     ]
-    left = ("over", "call", "claim", "run")
+    if len({row.gpu for row in rows}) > 1:
+        columns.append(column("GPU", lambda row: (printable(row.gpu), "")))
+    left = ("over", "call", "claim", "run", "GPU")
     title = f"{'Boundary' if claim.boundary else 'Rests on'}: {claim.says} ({wanted(claim)})"
     return Sheet(printable(title), "case", [Line(printable(row.case)) for row in rows], [Group(columns, left)])
 

@@ -16,6 +16,7 @@ T = TypeVar("T")
 # A text of several lines, in which no key stands.
 LONG = re.compile(r'''("""|\'\'\').*?\1''', re.DOTALL)
 HEADER = re.compile(r"\s*\[+([^\[\]]+)\]")
+LONGEST = 600  # characters of what is wrong, and of a key: a file may hold words of megabytes
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class TomlFile:
         try:
             text = path.read_text("utf-8")
             return cls(path, text, tomllib.loads(text))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # or not UTF-8, a number of 5,000 digits, endless brackets
             raise SpecError(f"{path} is not TOML: {error}") from None
         except OSError as error:
             raise SpecError(f"{path} cannot be read: {error.strerror}") from None
@@ -79,16 +80,19 @@ class TomlFile:
 
         `last`: of several such lines the last one.
         """
-        word = re.escape(at if at is not None else key.rpartition(".")[2])
+        word = re.escape((at if at is not None else key.rpartition(".")[2])[:LONGEST])
         pattern = rf"""^(?!\s*#).*(?<![\w-]){word}(?![\w-])""" if at else rf"""^\s*\[*"?{word}"?\s*[=\].]"""
         text = LONG.sub(lambda found: "\n" * found[0].count("\n"), self.text)
         lines, own, table = [], [], ""
-        for number, line in enumerate(text.splitlines(), start=1):
-            if header := HEADER.match(line):
+        for number, line in enumerate(text.split("\n"), start=1):
+            header = HEADER.match(line)
+            if header is not None:
                 table = re.sub(r"""["'\s]""", "", header[1])
-            if re.search(pattern, line):
+            if re.search(pattern, line) or (header is not None and table == key and not at):
                 lines.append(number)
                 own += [number] if table in (key.rpartition(".")[0], key) else []
-        lines = lines if at else own or lines  # a key of that name may stand in other tables too
+        lines = own or lines  # a key of that name, or that word, may stand in other tables too
         where = f"{self.path}, line {lines[-last]}" if lines else f"{self.path}"
-        raise SpecError(f"{where}: key {key!r}{'' if said.startswith(':') else ' '}{said}")
+        plain = "".join(letter for letter in said[:LONGEST] if letter.isprintable())  # others would steer a terminal
+        more = "..." if len(said) > LONGEST else ""
+        raise SpecError(f"{where}: key {key[:LONGEST]!r}{'' if said.startswith(':') else ' '}{plain}{more}")

@@ -105,8 +105,9 @@ def gaps(records: Sequence[Record], manifest: Manifest, known: Collection[str] =
     measured = {record.case for record in records}
     lost = {case: f"the records of {case} are missing: bring them back" for case in set(manifest.done) - measured}
     for (case, _), numbers in there.items():
-        if missing := set(range(max(numbers))) - numbers:
-            lost.setdefault(case, f"the records of {case} in process {min(missing) + 1} are missing: bring them back")
+        missing = next(n for n in range(len(numbers) + 1) if n not in numbers)  # a number may be of any size
+        if missing < max(numbers):
+            lost.setdefault(case, f"the records of {case} in process {missing + 1} are missing: bring them back")
     found = max((max(numbers) + 1 for (_, attempt), numbers in there.items() if attempt == 0), default=0)
     if 0 < found < manifest.processes and not known:
         said = f"there are records of {found} processes, and the run had {manifest.processes}: bring them back"

@@ -29,12 +29,12 @@ from norm_fusion.runs.store import RunStore
 from norm_fusion.runs.suites import Suite
 from norm_fusion.site import comparing, decisions, experiments, runs
 from norm_fusion.site.findings import AGAINST, verdicts
-from norm_fusion.site.pages import CHARTS, Pages, charts
+from norm_fusion.site.pages import CHARTS, Pages, charts, charts_of
 from norm_fusion.site.runs import Address
 from norm_fusion.spec import SpecError
 
 MARK = ".norm-fusion-site.json"
-WORKERS = 4  # each imports what draws plots, 200 MB: more would not fit into a gigabyte
+WORKERS = 3  # each imports what draws plots, 200 MB, and so does this process: more would not fit into a gigabyte
 STATES = ("blocked", "planned", "partial", "ready")
 FEW = 3  # runs that are not worth a process of their own
 
@@ -54,6 +54,7 @@ class _Made(BaseModel):
 
     key: str = ""
     source: str = ""
+    charts: str = ""  # what its charts were bundled of
     made: list[str] = Field(default_factory=list)
     runs: dict[str, _Run] = Field(default_factory=dict)
 
@@ -103,7 +104,7 @@ def build(asked: Asked, tell: Callable[[str], None] = lambda said: None) -> Buil
     tried = [experiment(suite, archive) for suite in asked.suites]
 
     pages = Pages(asked.output)
-    pages.put(CHARTS, charts())
+    _charts(pages, before.charts)
     at = runs.addresses(archive.runs)
     made, anew = _runs(asked.output, archive.runs, at, digests, old, tell)
     for one in made.values():
@@ -112,7 +113,7 @@ def build(asked: Asked, tell: Callable[[str], None] = lambda said: None) -> Buil
     _rest(pages, asked, archive, at, made, judged, tried, left_out)
     for path in set(before.made) - pages.made:
         _remove(asked.output, path)
-    mark = _Made(key=key, source=source, made=sorted(pages.made), runs=made)
+    mark = _Made(key=key, source=source, charts=charts_of(), made=sorted(pages.made), runs=made)
     pages.put(MARK, as_json(mark))
     named = [said for one in made.values() for said in one.listed["left_out"]]
     return Built(asked.output / "index.html", len(made), anew, len(mark.made), [*left_out, *named])
@@ -138,6 +139,14 @@ def digest(folder: Path) -> str:
     """The hash of all files of a run that the site tells of."""
     found = {file: sha256((folder / file).read_bytes()).hexdigest() for file in runs.files_of(folder)}
     return _hash(found)
+
+
+def _charts(pages: Pages, was: str) -> None:
+    """What draws plots, bundled where it is not there: that takes seconds."""
+    if was == charts_of() and (pages.output / CHARTS).is_file():
+        pages.made.add(CHARTS)
+    else:
+        pages.put(CHARTS, charts())
 
 
 def _source() -> str:

@@ -21,7 +21,6 @@ from norm_fusion import metrics
 from norm_fusion.evidence import compare, verdicts
 from norm_fusion.evidence.archive import Kept
 from norm_fusion.evidence.pool import ENOUGH
-from norm_fusion.evidence.stored import with_records
 from norm_fusion.records import Label, Manifest
 from norm_fusion.report.rows import ROLES, case_title
 from norm_fusion.site.pages import LONGEST, Pages
@@ -101,8 +100,9 @@ def _told(run: Kept, at: Address) -> dict[str, Any]:
     told |= {"left_out": [_short(said) for said in run.left_out], "why": _why_not(run)}
     if told["why"]:
         return told | {"alike": {}, "cases": [], "profiles": [], "asked": [[], []], "rows": []}
-    made, records, _ = with_records(run.store, manifest)
-    side = compare.Side(manifest, made.pooled, records)
+    made = run.conclusions
+    assert made is not None, "there is a reason why, otherwise"
+    side = compare.Side(manifest, made.pooled, run.records)
     seen = compare.Seen(side)
     cases, profiles, cards, doubts = _Places(), _Places(), _Places(), _Places()
     rows = []

@@ -200,7 +200,7 @@ def _strips(pages: Pages, page: Page, rows: Sequence[Row]) -> tuple[list[Figure]
     wanted = [row.profile for row in (mine, best) if row is not None]
     try:
         standing = {r.attempt for row in group for r in row.series.values()}
-        records = [r for r in one.run.store.read()[0] if (r.case, r.cache) == (case, "cold") and r.attempt in standing]
+        records = [r for r in one.run.records if (r.case, r.cache) == (case, "cold") and r.attempt in standing]
         timer = mine.latency.timer if mine is not None and mine.latency is not None else "none"
         kept = {
             name: [

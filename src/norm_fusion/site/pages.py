@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,15 @@ def policy(script: str) -> str:
     )
 
 
+@cache
 def charts() -> bytes:
     """Vega, Vega-Lite and vega-embed in one file, which all pages share."""
     return bundled(_own("charts.js")).encode()
+
+
+def charts_of() -> str:
+    """What that file is made of, without making it."""
+    return f"{version('vl-convert-python')} {sha256(_own('charts.js').encode()).hexdigest()}"
 
 
 def slug(name: str, taken: set[str]) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 from norm_fusion.evidence.archive import Archive, Kept
 from norm_fusion.evidence.compare import Side, compare, summary
 from norm_fusion.evidence.selection import Selected
-from norm_fusion.evidence.stored import with_records
 from norm_fusion.site.runs import Address
 from norm_fusion.spec import SpecError
 
@@ -67,8 +66,9 @@ def changed(newest: Kept, gpu: str, archive: Archive) -> Iterator[str]:
     try:
         sides = []
         for run in (before, newest):
-            made, records, _ = with_records(run.store, run.manifest)
-            sides.append(Side(run.manifest, made.pooled, records))
+            if run.conclusions is None:
+                raise SpecError(f"nothing of {run.name} can be judged")
+            sides.append(Side(run.manifest, run.conclusions.pooled, run.records))
         yield summary(compare(sides[0], sides[1], allowed=["all"]), before.name, newest.name)
     except SpecError as error:
         yield f"They were not compared: {error}."
