@@ -274,7 +274,7 @@ def test_figures_that_no_run_can_have_are_no_end(tmp_path: Path, monkeypatch: py
         raise ZeroDivisionError("float division by zero")
 
     store = kept(tmp_path, "a")
-    monkeypatch.setattr("norm_fusion.evidence.archive.concluded", concluded)
+    monkeypatch.setattr("norm_fusion.evidence.archive.with_records", concluded)
     run = Kept(store, "a")
     assert run.conclusions is None
     assert run.left_out == [f"{store.path} cannot be judged: ZeroDivisionError: float division by zero"]

@@ -170,8 +170,8 @@ def test_students_quantile_is_within_a_billionth() -> None:
     assert worst < 1e-9
 
 
-def test_every_rule_speaks_as_in_python(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site = kept(tmp_path, odd_sides(), monkeypatch)
+def test_every_rule_speaks_as_in_python(browser: Browser, tmp_path: Path) -> None:
+    site = kept(tmp_path, odd_sides())
     codes, lost = set(), []
     with opened(browser, site) as page:
         for a, b in permutations(site.sides, 2):
@@ -195,7 +195,7 @@ def test_every_rule_speaks_as_in_python(browser: Browser, tmp_path: Path, monkey
     assert any("it has no record there" in said for said in lost)
 
 
-def test_hostile_names_do_nothing(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_names_do_nothing(browser: Browser, tmp_path: Path) -> None:
     long = "<b>" + "\N{EARTH GLOBE EUROPE-AFRICA}" * 3_000_000  # 12 MB
     good = [[measured(FUSED, 0.2), measured(ROOF, 0.1)]] * 3
     sides = {}
@@ -205,7 +205,7 @@ def test_hostile_names_do_nothing(browser: Browser, tmp_path: Path, monkeypatch:
         one = renamed(made(*good, of=manifest(where, started_at=text)), text, text)
         name = "".join(c for c in short if c.isprintable())
         sides |= {f"{name}{i}": one, f"{name}{i}, again": one}
-    site = kept(tmp_path, sides, monkeypatch)
+    site = kept(tmp_path, sides)
     for path in (site.path / "compare").iterdir():
         assert path.stat().st_size < 200_000
     names = list(sides)
@@ -231,12 +231,10 @@ def test_data_are_one_call_in_harmless_letters(site: Site) -> None:
         assert json.loads(found[1])["name"] == name
 
 
-def test_a_run_without_rows_is_listed_and_not_chosen(
-    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_without_rows_is_listed_and_not_chosen(browser: Browser, tmp_path: Path) -> None:
     sides = odd_sides()
     empty = made([measured(FUSED, None, status=Status.FAILED, reason="r")])
-    site = kept(tmp_path, {"good": sides["good"], "empty": empty, "wrong": sides["wrong"]}, monkeypatch)
+    site = kept(tmp_path, {"good": sides["good"], "empty": empty, "wrong": sides["wrong"]})
     with opened(browser, site, site.hash("good", "empty")) as page:
         says(page, "No run that can be compared has the address empty.")
         option = page.locator("#a option", has_text="empty")
@@ -271,7 +269,7 @@ def test_data_that_are_there_are_not_made_again(site: Site, tmp_path: Path, monk
     for path in pages.made:
         pages.put(path, (site.path / path).read_bytes())
     monkeypatch.setattr(Kept, "conclusions", None)
-    monkeypatch.setattr(comparing, "with_records", None)
+    monkeypatch.setattr(Kept, "records", None)
     comparing.write(pages, archive.runs, site.at)
     assert (tmp_path / "compare" / "index.html").read_bytes() == site.page.read_bytes()
 
