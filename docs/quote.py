@@ -79,7 +79,7 @@ def decided() -> str:
     """A table of the decisions, as they were decided last."""
     ledger = stored(ROOT / "decisions")
     assert ledger is not None
-    table = ["| decision | status | rests on | at its boundary |", "|---|---|---|---|"]
+    table = ["| decision | status | rests on | its boundary |", "|---|---|---|---|"]
     for one in ledger.decisions:
         sides = [held(one, boundary=side) for side in (False, True)]
         said = [f"{side} rows hold" if side != "-" else "-" for side in sides]

@@ -23,7 +23,15 @@ PAGES = ("index.html", EXPERIMENT, DECISION, "runs/index.html", "runs/h200-live/
 MOST_BYTES = 1_500_000  # of a page with everything that it loads
 LOADED_MS = 1000
 SECTIONS = (  # the original page's, and what an engineer asks beside them
-    *("Why it matters", "Headline results", "Shape sweep", "Plots", "Samples, clock and heat", "Hardware counters"),
+    *(
+        "Why it matters",
+        "Headline results",
+        "Shape sweep",
+        "Plots",
+        "Samples, clock and heat",
+        "Hardware counters",
+        "Harness health",
+    ),
     *("Evidence boundary", "Decisions that rest on it", "Run shape", "How to run", "Selected runs"),
 )
 

@@ -26,9 +26,9 @@ from norm_fusion.evidence.verdicts import conclude
 from norm_fusion.records import Call, Label, Record, Status
 from norm_fusion.report.chart import CONFIG, LABEL_COLOURS
 from norm_fusion.report.quotes import quote
-from norm_fusion.report.rows import Row, baseline_of, cases, fastest_torch, fused, join, rows_of
+from norm_fusion.report.rows import Row, baseline_of, cases, duration, fastest_torch, fused, join, rows_of
 from norm_fusion.runs.store import RunStore
-from norm_fusion.site import sizes
+from norm_fusion.site import heatmap, sizes, stack
 from norm_fusion.spec import CONTROL, ITEMSIZE, ROOF, Case, Op, Pass
 
 MIB = 2**20
@@ -126,8 +126,8 @@ class Drawn:
 
 
 @pytest.mark.parametrize("over", ["fastest", "baseline"])
-def test_a_cell_says_the_speedup_and_the_call_of_its_claim(five: list[Row], over: sizes.Over) -> None:
-    cells = Drawn(sizes.speedups(five, over)).cells()
+def test_a_cell_says_the_speedup_and_the_call_of_its_claim(five: list[Row], over: heatmap.Over) -> None:
+    cells = Drawn(heatmap.speedups(five, over)).cells()
     groups = cases(five)
     assert len(cells) == len(groups) == 4
     for name, group in groups.items():
@@ -148,14 +148,14 @@ def called(rows: Iterable[Row], label: Label) -> list[Row]:
 
 @pytest.mark.parametrize("label", Label)
 def test_a_cell_has_the_word_and_the_colour_of_its_label(label: Label) -> None:
-    drawn = Drawn(sizes.speedups(called(timed(["rmsnorm-64x128-float16"]), label), "fastest"))
+    drawn = Drawn(heatmap.speedups(called(timed(["rmsnorm-64x128-float16"]), label), "fastest"))
     figure = "" if label is Label.INVALID else "1.50x"
     assert drawn.cells() == {("RMSNorm float16", 64, 128): (figure, label.value)}
     assert [one["colour"] for one in drawn.marks("rect")] == [LABEL_COLOURS[label]]
 
 
 def test_what_one_process_measured_is_muted_and_has_no_word() -> None:
-    drawn = Drawn(sizes.speedups(timed(["rmsnorm-64x128-float16", "rmsnorm-64x1024-float16"]), "fastest"))
+    drawn = Drawn(heatmap.speedups(timed(["rmsnorm-64x128-float16", "rmsnorm-64x1024-float16"]), "fastest"))
     assert drawn.cells() == {("RMSNorm float16", 64, cols): ("2.00x", "") for cols in (128, 1024)}
     marks = [*drawn.marks("rect"), *drawn.marks("text", fontWeight=600, align="center")]
     assert {one["colour"] for one in marks} == {"var(--muted)"}
@@ -164,7 +164,7 @@ def test_what_one_process_measured_is_muted_and_has_no_word() -> None:
 
 def test_rows_and_columns_are_headed_in_the_order_of_their_numbers_and_what_was_not_measured_is_blank() -> None:
     names = [f"rmsnorm-{shape}-float16" for shape in ("1024x4096", "64x1024", "64x128", "128x4096")]
-    drawn = Drawn(sizes.speedups(timed(names), "baseline"))
+    drawn = Drawn(heatmap.speedups(timed(names), "baseline"))
     rect = next(channels for mark, channels, _ in drawn.layers if mark["type"] == "rect")
     assert rect["x"]["scale"]["domain"] == ["128", "1024", "4096"]
     assert [one["text"] for one in drawn.marks("text", fontSize=11, align="center")] == ["128", "1024", "4096"]
@@ -175,7 +175,7 @@ def test_rows_and_columns_are_headed_in_the_order_of_their_numbers_and_what_was_
 
 def test_more_columns_than_a_telephone_has_room_for_go_down_the_page() -> None:
     shapes = list(product((64, 128), (128, 256, 512, 1024, 2048, 4096)))
-    drawn = Drawn(sizes.speedups(timed(f"rmsnorm-{r}x{c}-float16" for r, c in shapes), "fastest"))
+    drawn = Drawn(heatmap.speedups(timed(f"rmsnorm-{r}x{c}-float16" for r, c in shapes), "fastest"))
     assert drawn.remarks[0].startswith("cols down, rows across")
     assert {key[1:] for key in drawn.cells()} == {(c, r) for r, c in shapes}
 
@@ -192,7 +192,7 @@ def test_of_a_wrong_row_no_figure_is_drawn(five: list[Row]) -> None:
         for row in five
     ]
     for over in ("fastest", "baseline"):
-        assert set(Drawn(sizes.speedups(wrong, over)).cells().values()) == {("", "wrong")}
+        assert set(Drawn(heatmap.speedups(wrong, over)).cells().values()) == {("", "wrong")}
     for chart in (sizes.latency(wrong), sizes.throughput(wrong)):
         text = json.dumps(Drawn(chart).spec)
         assert "triton" not in text and "torch-eager" in text
@@ -201,15 +201,15 @@ def test_of_a_wrong_row_no_figure_is_drawn(five: list[Row]) -> None:
 def test_a_case_without_its_baseline_says_so_and_where_none_has_one_there_is_no_plot() -> None:
     rows = timed(["rmsnorm-64x128-float16", "rmsnorm-64x256-float16"])
     lone = [row for row in rows if row.profile != "torch-eager" or row.case == rows[0].case]
-    assert set(Drawn(sizes.speedups(lone, "fastest")).cells().values()) == {("2.00x", ""), ("", "no baseline")}
-    assert sizes.speedups([row for row in rows if row.profile != "torch-eager"], "fastest") is None
+    assert set(Drawn(heatmap.speedups(lone, "fastest")).cells().values()) == {("2.00x", ""), ("", "no baseline")}
+    assert heatmap.speedups([row for row in rows if row.profile != "torch-eager"], "fastest") is None
 
 
 def test_nothing_is_drawn_without_rows_or_of_the_copy_alone(five: list[Row], cpu: list[Row]) -> None:
     for rows in ([], [row for row in five if row.profile in (ROOF, CONTROL)]):
         assert all(panel.draw(rows) is None for panel in sizes.panels(MIB))
     # Checked in the interpreter, never timed.
-    assert sizes.speedups(cpu, "fastest") is None and sizes.speedups(cpu, "baseline") is None
+    assert heatmap.speedups(cpu, "fastest") is None and heatmap.speedups(cpu, "baseline") is None
 
 
 @pytest.mark.parametrize("name", ["matmul-64x64x64-float16", "rmsnorm-0x4-float16", "rmsnorm-064x128-float16", HOSTILE])
@@ -323,15 +323,15 @@ def test_the_names_of_a_facets_lines_do_not_overlap_and_stay_beside_it() -> None
 
 
 def test_spread_moves_no_more_than_it_has_to() -> None:
-    assert sizes.spread([10, 40, 80], 14, 0, 100) == [10, 40, 80]
-    assert sizes.spread([50, 50], 14, 0, 100) == [43, 57]
-    assert sizes.spread([50, 49], 14, 0, 100) == [56.5, 42.5]
-    assert sizes.spread([0, 0, 0], 14, 7, 100) == [7, 21, 35]
-    assert sizes.spread([], 14, 0, 100) == []
+    assert stack.spread([10, 40, 80], 14, 0, 100) == [10, 40, 80]
+    assert stack.spread([50, 50], 14, 0, 100) == [43, 57]
+    assert stack.spread([50, 49], 14, 0, 100) == [56.5, 42.5]
+    assert stack.spread([0, 0, 0], 14, 7, 100) == [7, 21, 35]
+    assert stack.spread([], 14, 0, 100) == []
     random.seed(7)
     for _ in range(200):
         wanted = [random.choice((random.uniform(0, 132), 60.0)) for _ in range(random.randint(1, 9))]
-        placed = sizes.spread(wanted, 14, 7, 125)
+        placed = stack.spread(wanted, 14, 7, 125)
         ordered = [placed[i] for i in sorted(range(len(wanted)), key=lambda i: wanted[i])]
         assert all(b - a >= 13.8 for a, b in pairwise(ordered))
         assert ordered[0] >= 7 and ordered[-1] <= 125.1
@@ -342,11 +342,11 @@ def test_facets_beyond_the_most_are_counted_in_the_chart() -> None:
     names = [Case(op, 64, cols, dtype, way).name for op, way, dtype in keys for cols in (128, 1024)]
     lone = Case(Op.RMSNORM, 64, 1024, "float16").name
     rows = timed([name for name in names if name != lone])
-    for chart in (sizes.speedups(rows, "fastest"), sizes.latency(rows)):
+    for chart in (heatmap.speedups(rows, "fastest"), sizes.latency(rows)):
         drawn = Drawn(chart)
         titles = [one["text"] for one in drawn.headings]
-        assert len(titles) == sizes.MOST < len(keys)
-        assert drawn.remarks[-1] == f"{len(keys) - sizes.MOST} more, of fewer cases, are not drawn: see the table"
+        assert len(titles) == stack.MOST < len(keys)
+        assert drawn.remarks[-1] == f"{len(keys) - stack.MOST} more, of fewer cases, are not drawn: see the table"
         assert not any("RMSNorm" in title and "float16" in title and title.startswith("RMSNorm 64") for title in titles)
     assert "more" not in Drawn(sizes.latency(rows[:9])).remarks[-1]
 
@@ -365,12 +365,42 @@ def _many(rows: Sequence[Row]) -> list[Row]:
     return made
 
 
-def test_forty_cases_take_less_than_60_kilobytes_a_chart(five: list[Row]) -> None:
+def test_forty_cases_take_less_than_80_kilobytes_a_chart(five: list[Row]) -> None:
     rows = _many([row for row in five if row.case == "rmsnorm-4096x4096-float16"])
     for panel in sizes.panels(60 * MIB):
         chart = panel.draw(rows)
         assert chart is not None
-        assert len(json.dumps(chart.to_dict(), separators=(",", ":"))) < 60_000
+        assert len(json.dumps(chart.to_dict(), separators=(",", ":"))) < 80_000
+
+
+def test_a_mark_says_its_case_its_name_and_its_figures(five: list[Row]) -> None:
+    row = next(row for row in five if row.case == "rmsnorm-4096x4096-float16" and row.profile == "torch-native")
+    assert row.latency is not None and row.latency.p50_ms is not None and row.ratio is not None
+    tips = [data["tip"] for data in every(sizes.latency(five)) if "tip" in data]
+    assert any(
+        "RMSNorm 4096x4096 float16" in tip and "torch-native" in tip and duration(row.latency.p50_ms) in tip
+        for tip in tips
+    )
+    rates = [data["tip"] for data in every(sizes.throughput(five)) if "tip" in data]
+    assert any("GB/s" in tip and "of the copy" in tip for tip in rates)
+    best = fastest_torch([other for other in five if other.case == row.case])
+    mine = fused([other for other in five if other.case == row.case])
+    assert best is not None and mine is not None
+    one = quote(mine, best.profile)
+    assert one is not None
+    said = [data["tip"] for data in every(heatmap.speedups(five, "fastest")) if "tip" in data]
+    assert any(f"{one.words} over {best.profile}" in tip for tip in said)
+
+
+def every(chart: alt.LayerChart | None) -> list[dict[str, Any]]:
+    """All data of a chart."""
+    assert chart is not None
+    spec = chart.to_dict()
+    return (
+        [data for values in spec["datasets"].values() for data in values]
+        if "datasets" in spec
+        else [data for layer in spec["layer"] for data in layer["data"].get("values", [])]
+    )
 
 
 def test_every_plot_can_be_drawn(five: list[Row]) -> None:
@@ -383,7 +413,7 @@ def test_every_plot_can_be_drawn(five: list[Row]) -> None:
 
 def test_a_cell_too_narrow_for_its_word_has_a_shorter_one() -> None:
     rows = timed(f"rmsnorm-64x{cols}-float16" for cols in (128, 256, 512, 1024, 2048))
-    drawn = Drawn(sizes.speedups(called(rows, Label.INCONCLUSIVE), "fastest"))
+    drawn = Drawn(heatmap.speedups(called(rows, Label.INCONCLUSIVE), "fastest"))
     narrow, wide = drawn.svg(280), drawn.svg(800)
     assert narrow.count(">inconcl.<") == 5 and ">inconclusive<" not in narrow
     assert wide.count(">inconclusive<") == 5 and ">inconcl.<" not in wide

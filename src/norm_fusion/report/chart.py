@@ -130,7 +130,9 @@ def grid(lines: Sequence[Line], roofs: Sequence[dict[str, Any]], x: alt.X, marks
     numbered = list(zip(keys, lines, strict=True))
     through = [{"x": roof["x"], "y": keys[roof["first"]], "y2": keys[roof["last"]]} for roof in roofs]
     bands = {"y": alt.Y("y:N", scale=scale, axis=None, bandPosition=0), "y2": alt.Y2("y2:N", bandPosition=1)}
-    marked = chart([{"y": key, **line.mark} for key, line in numbered if line.mark])
+    tips = told(lines)
+    marked = chart([{"y": key, "tip": tips[i], **line.mark} for i, (key, line) in enumerate(numbered) if line.mark])
+    marked = marked.encode(tooltip="tip:N")
     layers = [
         chart(through).mark_rule(color="var(--roof)", strokeWidth=1.5).encode(x=x, **bands),
         *marks(marked.encode(x=x, y=alt.Y("y:N", scale=scale, axis=None))),
@@ -144,6 +146,15 @@ def grid(lines: Sequence[Line], roofs: Sequence[dict[str, Any]], x: alt.X, marks
     ]
     made: alt.LayerChart = alt.layer(*layers).resolve_axis(y="independent")
     return made.properties(width="container", height=LINE_PX * len(lines))
+
+
+def told(lines: Sequence[Line]) -> list[str]:
+    """What a line says to who points at its marks: its case, its name, its figure and the words under them."""
+    said, heading = [], ""
+    for line in lines:
+        heading = line.heading or heading
+        said.append(" · ".join(filter(None, (heading, line.label, line.tag, line.figure, line.word))))
+    return said
 
 
 def _under(numbered: Sequence[tuple[str, Line]], scale: alt.Scale, room: float) -> list[alt.Chart]:

@@ -6,5 +6,6 @@ decisions.py    the matrix, and a page for each decision
 experiments.py  a page for each suite and model of GPU: its answer, its evidence, its boundary
 runs.py         a page for each run and each of its cases, with every record; the files themselves
 comparing.py    any two runs, row by row
-sizes.py        plots over shapes      series.py  plots over time
+findings.py, provenance.py      what an experiment found, and where its figures come from
+sizes.py, heatmap.py, series.py plots over shapes and over time; stack.py puts facets into one chart
 """

@@ -104,6 +104,8 @@ def build(asked: Asked, tell: Callable[[str], None] = lambda said: None) -> Buil
     tried = [experiment(suite, archive) for suite in asked.suites]
 
     pages = Pages(asked.output)
+    # Whose folder it is stands there first: what is interrupted can be gone on with.
+    pages.put(MARK, as_json(before.model_copy(update={"key": ""})))
     _charts(pages, before.charts)
     at = runs.addresses(archive.runs)
     made, anew = _runs(asked.output, archive.runs, at, digests, old, tell)

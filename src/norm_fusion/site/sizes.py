@@ -1,6 +1,4 @@
-"""Plots over shapes: speedup by rows and columns, latency and GB/s against size. Altair, no data.
-
-A facet is an operator, pass and dtype. Facets are stacked in one chart (series.Stack), with heights in px from its top.
+"""Plots over size: latency and GB/s against the bytes of a call; and all plots over shapes. Altair, no data.
 
 A line connects cases only where each next one has at least as many rows and as many columns as the one before: what
 lies between them then is of both kinds. 64 and 8,192 rows, with many columns each, have cases of the same bytes that
@@ -15,138 +13,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import altair as alt
 
-from norm_fusion.records import Label, Status
-from norm_fusion.report.chart import INK, LABEL_COLOURS, LABEL_MAX, TINT, colour, drawn, log_steps
+from norm_fusion.records import Status
+from norm_fusion.report.chart import INK, LABEL_MAX, TINT, colour, drawn, log_steps
 from norm_fusion.report.panels import Panel, timed
-from norm_fusion.report.quotes import quote
-from norm_fusion.report.rows import Row, baseline_of, case_title, cases, fastest_torch, fused, label_of, times, usual
-from norm_fusion.site.series import LINE_PX, MUTED, RULE, SMALL, SMALL_PX, Data, Marks, Stack, spread, ticks
-from norm_fusion.spec import CONTROL, ROOF, Case, SpecError
+from norm_fusion.report.rows import Row, case_title, duration, rate, usual
+from norm_fusion.site.heatmap import speedups
+from norm_fusion.site.stack import (
+    GAP_PX,
+    LINE_PX,
+    MUTED,
+    RULE,
+    SMALL,
+    SMALL_PX,
+    Data,
+    Marks,
+    Stack,
+    by_facet,
+    most,
+    spread,
+    ticks,
+)
+from norm_fusion.spec import CONTROL, ROOF, Case
 
-MOST = 16  # facets of a chart: of more, those with the fewest cases are left out, and the chart says how many
-ACROSS = 5  # columns that a telephone has room for: where there are more, the fewer of rows and columns go across
-GAP_PX = 16
-CELL_PX, BARE_CELL_PX = 38, 26
 CURVES_PX = 132  # height of a facet's plot, at least: more profiles need more room for their names
 NAME_PX = 14  # between two names
 TICK_ROOM_PX = 50
 TICKS_APART = 0.42  # of the plot's width, those that a telephone has room for the text of
-NO_BASELINE = "no baseline"
-# In cells too narrow for the word itself.
-SHORT: Mapping[str, str] = {
-    Label.NO_DIFFERENCE.value: "no diff.",
-    Label.INCONCLUSIVE.value: "inconcl.",
-    Label.RERUN_NOISE.value: "noise",
-    NO_BASELINE: "no base",
-    "not called": "no call",
-}
-
-Over = Literal["fastest", "baseline"]
-Facet = TypeVar("Facet")
-
-
-def by_facet(rows: Sequence[Row]) -> dict[str, dict[Case, list[Row]]]:
-    """The rows of each operator, pass and dtype, by case, smallest first; what is named like no case is left out."""
-    facets: dict[str, dict[Case, list[Row]]] = {}
-    for name, mine in cases(rows).items():
-        try:
-            case = Case.parse(name)
-        except SpecError:
-            continue
-        if case.name == name:  # 04096 is 4096: a name that no case is given
-            facets.setdefault(f"{label_of(case.op, case.pass_)} {case.dtype}", {})[case] = mine
-    return {title: {c: found[c] for c in sorted(found, key=_size)} for title, found in facets.items()}
-
-
-def speedups(rows: Sequence[Row], over: Over) -> alt.LayerChart | None:
-    """The fused kernel's speedup at each number of rows and columns; its call is the cell's word and colour."""
-    tables: list[tuple[str, dict[Case, Data]]] = []
-    for title, shapes in by_facet(rows).items():
-        found = {case: cell for case, group in shapes.items() if (cell := _cell(group, over)) is not None}
-        tables += [(title, found)] if found else []
-    shown, left_out = _most(tables, lambda table: len(table[1]))
-    if all(cell["word"] == NO_BASELINE for _, found in shown for cell in found.values()):
-        return None
-    sides = {side: sorted({getattr(case, side) for _, found in shown for case in found}) for side in ("rows", "cols")}
-    turned = len(sides["cols"]) > ACROSS and len(sides["rows"]) < len(sides["cols"])
-    across, down = ("rows", "cols") if turned else ("cols", "rows")
-    cells = [cell for _, found in shown for cell in found.values()]
-    bare = "" if all(cell["word"] for cell in cells) else "; without a word: one process alone"
-    tall = CELL_PX if any(cell["word"] and cell["text"] for cell in cells) else BARE_CELL_PX
-    stack = Stack(left=SMALL_PX * max(len(str(n)) for n in [*sides[down], down]) + 10)
-    stack.remark(f"{down} down, {across} across{bare}")
-    marks: Marks = defaultdict(list)
-    for title, found in shown:
-        stack.heading(title)
-        stack.side(stack.y + LINE_PX / 2, down)
-        at = {str(getattr(case, across)): None for case in sorted(found, key=lambda case: getattr(case, across))}
-        marks["heads"] += [{"x": n, "y": stack.y + LINE_PX / 2, "text": n, "colour": MUTED} for n in at]
-        stack.y += LINE_PX
-        for n in sorted({getattr(case, down) for case in found}):
-            stack.side(stack.y + tall / 2, str(n))
-            for case, cell in found.items():
-                if getattr(case, down) == n:
-                    _place_cell(marks, str(getattr(case, across)), stack.y, stack.y + tall - 2, cell)
-            stack.y += tall
-        stack.y += GAP_PX
-    stack.y -= GAP_PX
-    stack.remark(left_out)
-    return stack.chart(*_cells(stack, marks, [str(n) for n in sides[across]]))
-
-
-def _cell(group: Sequence[Row], over: Over) -> Data | None:
-    """What a case's cell says; None where its fused kernel was not timed."""
-    row = fused(group)
-    if row is None or not (row.status is Status.OK or row.status.bad):
-        return None
-    best = fastest_torch(group)
-    baseline = baseline_of(row.any.op) if over == "baseline" else best.profile if best else None
-    one = None if baseline is None else quote(row, baseline)
-    if row.status.bad:
-        invalid = one is not None and one.label is Label.INVALID
-        return {"text": "", "word": Label.INVALID.value if invalid else row.status.value, "colour": "var(--bad)"}
-    if one is None or (one.speedup is None and one.label is None):
-        return {"text": "", "word": NO_BASELINE, "colour": MUTED}
-    text = "" if one.speedup is None else times(one.speedup)
-    if one.label is None:
-        return {"text": text, "word": "" if (row.any.processes or 1) == 1 else "not called", "colour": MUTED}
-    return {"text": text, "word": one.label.value, "colour": LABEL_COLOURS[one.label]}
-
-
-def _place_cell(marks: Marks, x: str, y: float, y2: float, cell: Data) -> None:
-    """A cell, its speedup and its word: above each other, or in the middle where it has one of them alone."""
-    middle, both = (y + y2) / 2, bool(cell["text"] and cell["word"])
-    tint = {"colour": cell["colour"], "opacity": 0.1 if cell["colour"] in (INK, MUTED) else 0.17}
-    marks["cells"].append({"x": x, "y": y, "y2": y2} | tint)
-    if cell["text"]:
-        marks["texts"].append(
-            {"x": x, "y": middle - 6 * both, "text": cell["text"], "colour": INK if cell["word"] else MUTED}
-        )
-    if word := cell["word"]:
-        said = {"text": word, "short": SHORT.get(word, word), "colour": cell["colour"]}
-        marks["words"].append({"x": x, "y": middle + 8 * both} | said)
-
-
-def _cells(stack: Stack, marks: Marks, domain: Sequence[str]) -> Iterator[alt.Chart]:
-    x = alt.X("x:N", scale=alt.Scale(domain=list(domain), paddingInner=0.02, paddingOuter=0), axis=None)
-    room = f"width / {len(domain)} - 4"
-    opacity = alt.Opacity("opacity:Q", scale=None)
-    yield drawn(stack.at(marks["cells"]).encode(x=x, y2="y2:Q", color=TINT, opacity=opacity), "rect")
-    # `no difference` is 7.5 times as wide as its font is high.
-    word, narrow = f"clamp(({room}) / 7.5, 9, {SMALL})", f"({room}) / 7.5 < 9"
-    texts: tuple[tuple[str, Any, Data], ...] = (
-        ("heads", "text:N", {"fontSize": SMALL}),
-        ("texts", "text:N", {"fontWeight": 600}),
-        ("words", alt.condition(narrow, alt.value(""), "text:N"), {"fontSize": alt.ExprRef(word)}),
-        ("words", alt.condition(narrow, "short:N", alt.value("")), {"fontSize": 10}),
-    )
-    for name, text, font in texts:
-        chart = stack.at(marks[name]).encode(x=x, text=text, color=TINT)
-        yield drawn(chart, "text", align="center", strokeWidth=0, limit=alt.ExprRef(room), **font)
 
 
 @dataclass(frozen=True)
@@ -157,6 +53,7 @@ class Point:
     value: float
     end: float | None = None
     apart: bool = False  # of another series than most
+    tip: str = ""  # what it says to who points at it
 
 
 Curves = dict[str, list[Point]]  # by profile, smallest case first
@@ -188,7 +85,9 @@ def latency(rows: Sequence[Row]) -> alt.LayerChart | None:
         r = timed(row)
         if r is None or r.p50_ms is None:
             return None
-        return Point(case.compulsory_bytes, r.p50_ms, r.p95_ms, r.timer != common)
+        p95 = "" if r.p95_ms is None else f", p95 {duration(r.p95_ms)}"
+        tip = f"{case_title(case.name)} · {row.name} · p50 {duration(r.p50_ms)}{p95} ({r.timer})"
+        return Point(case.compulsory_bytes, r.p50_ms, r.p95_ms, r.timer != common, tip)
 
     return _curves(rows, read, _durations, "time per call, log: lower is faster")
 
@@ -199,7 +98,11 @@ def throughput(rows: Sequence[Row], cache_bytes: int | None = None) -> alt.Layer
 
     def read(row: Row, case: Case) -> Point | None:
         r = row.ratio if row.status is Status.OK else None
-        return Point(case.compulsory_bytes, r.gbps, apart=r.timer != common) if r is not None and r.gbps else None
+        if r is None or not r.gbps:
+            return None
+        share = "" if r.roof_share is None else f", {r.roof_share:.1%} of the copy"
+        tip = f"{case_title(case.name)} · {row.name} · {rate(r.gbps)} GB/s{share} ({r.timer})"
+        return Point(case.compulsory_bytes, r.gbps, apart=r.timer != common, tip=tip)
 
     return _curves(rows, read, _rates, "GB/s: higher is better", cache_bytes or None)
 
@@ -208,7 +111,7 @@ def _curves(
     rows: Sequence[Row], read: Read, ticked: Callable[[Sequence[float]], Ticks], said: str, cache: int | None = None
 ) -> alt.LayerChart | None:
     every = [facet for title, shapes in by_facet(rows).items() for facet in _chains(title, shapes, read)]
-    shown, left_out = _most(every, lambda facet: max(map(len, facet[1].values())))
+    shown, left_out = most(every, lambda facet: max(map(len, facet[1].values())))
     if not shown:
         return None
     sizes = [p.nbytes for _, curves in shown for mine in curves.values() for p in mine] + ([cache] if cache else [])
@@ -274,7 +177,7 @@ def _place_curves(marks: Marks, curves: Curves, names: Mapping[str, str], axis: 
             kind = ROOF if profile == ROOF else "apart" if p.apart else "usual"
             placed = {"x": p.nbytes, "y": axis.px(p.value), "y2": axis.px(p.end or p.value)} | tint
             marks["points"].append(placed)
-            marks[kind].append(placed)
+            marks[kind].append({"x": placed["x"], "y": placed["y"], "colour": tint["colour"], "tip": p.tip})
         marks["lone"] += marks["points"][-1:] if len(mine) == 1 else []  # one point has no band
         marks["names"].append({"x": right, "y": label, "text": names[profile]})
         marks["leaders"].append({"x": mine[-1].nbytes, "x2": right, "y": end, "y2": label, "colour": tint["colour"]})
@@ -301,21 +204,11 @@ def _lines(stack: Stack, marks: Marks, scale: alt.Scale) -> Iterator[alt.Chart]:
         yield over("lone", "rule", tinted | {"y2": "y2:Q"}, strokeWidth=2)
     yield over("points", "line", line, strokeWidth=1.8)
     yield over("leaders", "rule", tinted | {"x2": "x2:Q", "y2": "y2:Q"}, opacity=0.55, x2Offset=12)
-    yield over(ROOF, "point", tinted, shape="stroke", strokeWidth=1.8, size=90, opacity=1)
-    yield over("apart", "point", tinted, strokeWidth=1.6, size=46, opacity=1)
-    yield over("usual", "point", tinted, filled=True, size=42, opacity=1)
+    pointed = tinted | {"tooltip": "tip:N"}
+    yield over(ROOF, "point", pointed, shape="stroke", strokeWidth=1.8, size=90, opacity=1)
+    yield over("apart", "point", pointed, strokeWidth=1.6, size=46, opacity=1)
+    yield over("usual", "point", pointed, filled=True, size=42, opacity=1)
     yield over("names", "text", {"text": "text:N"}, fontSize=SMALL, color=INK, dx=15, limit=SMALL_PX * LABEL_MAX)
-
-
-def _most(every: Sequence[Facet], cases_of: Callable[[Facet], int]) -> tuple[list[Facet], str]:
-    """At most so many facets, in their order, and what is said of the others."""
-    kept = sorted(sorted(range(len(every)), key=lambda i: -cases_of(every[i]))[:MOST])
-    more = len(every) - len(kept)
-    return [every[i] for i in kept], f"{more} more, of fewer cases, are not drawn: see the table" if more else ""
-
-
-def _size(case: Case) -> tuple[int, int]:
-    return case.compulsory_bytes, case.rows
 
 
 def _durations(values: Sequence[float]) -> Ticks:
