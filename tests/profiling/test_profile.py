@@ -219,7 +219,8 @@ def test_what_progress_raises_ends_the_process_at_work(profile: Profile, tmp_pat
 
     with pytest.raises(KeyboardInterrupt):
         list(profiling.profile([(CASE, "hangs")], run_id="r", device="cuda:0", fingerprint="f", progress=stop))
-    assert not _runs((tmp_path / "log.pid").read_text())
+    # Killed by now; on a busy machine the kernel takes its time.
+    _until(lambda: not _runs((tmp_path / "log.pid").read_text()))
 
 
 def test_a_cell_that_is_asked_for_twice_is_profiled_once(profile: Profile) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from built import ROOT, Site
+from built import ROOT, Site, asked
 from playwright.sync_api import Browser
 from visiting import PHONE, dead_links, draw_all, visited
 
 from norm_fusion.evidence.archive import Archive
 from norm_fusion.evidence.ledger import stored
+from norm_fusion.evidence.verdicts import conclude
 from norm_fusion.records import DecisionStatus
+from norm_fusion.runs.store import RunStore
+from norm_fusion.site import experiments
+from norm_fusion.site.build import build
 from norm_fusion.site.pages import CHARTS
 
 EXPERIMENT = "experiments/normalization-fusion.html"
@@ -173,3 +178,22 @@ def test_nothing_of_this_machine_is_on_a_page(site: Site) -> None:
     for path in site.path.rglob("*.html"):
         text = path.read_text()
         assert str(ROOT) not in text and (told == "/" or told not in text), path
+
+
+def test_many_cases_and_several_models_have_pages_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiments, "TOGETHER", 1)
+    for name in ("one", "other"):
+        shutil.copytree(ROOT / "evidence" / "h200-4096x4096", tmp_path / "runs" / name)
+    path = tmp_path / "runs" / "other" / "manifest.json"
+    path.write_text(path.read_text().replace("NVIDIA H200", "NVIDIA <B200>"))
+    store = RunStore(path.parent)
+    store.write_conclusions(conclude(store.records(), store.samples, store.manifest()))
+    output = tmp_path / "site"
+    build(asked(output, tmp_path / "runs"))
+    for gpu in ("h200", "-b200-"):
+        page = output / f"experiments/normalization-fusion-nvidia-{gpu}.html"
+        assert "Speedup by shape" in page.read_text()
+        slices = sorted(path.name for path in page.with_suffix("").glob("*.html"))
+        assert slices == ["layernorm-forward-float16.html", "rmsnorm-forward-float16.html"]
+        assert "Throughput against the measured copy" in (page.with_suffix("") / slices[0]).read_text()
+    assert dead_links(output) == []

@@ -41,6 +41,10 @@ class Page:
     path: str
     selected: Sequence[Selected]
 
+    def slice(self, name: str) -> str:
+        """The page of some of its cases."""
+        return f"{self.path.removesuffix('.html')}/{name}.html"
+
     @property
     def rows(self) -> list[Row]:
         """All rows of all its cases, each of the run that speaks for the case."""
@@ -107,7 +111,7 @@ def write(
     together = len(cases(rows)) <= TOGETHER
     figures, undrawn = _figures(pages, page, rows, [*PANELS] if together else [])
     strips, unread = _strips(pages, page, rows)
-    baselines = [name for row in rows if row.contestant for name in [row.profile]]
+    baselines = [row.profile for row in rows if row.contestant]
     pages.write(
         page.path,
         "experiment.html",
@@ -124,7 +128,7 @@ def write(
         headline=list(headline(rows, page.counters)),
         sweep=[(line, winner(cases(rows)[str(line["name"])])) for line in glance(rows, timers)],
         undrawn=undrawn,
-        slices=[(title, f"{suite.name}/{name}.html", count) for name, title, count in slices],
+        slices=[(title, up(page.path) + page.slice(name), count) for name, title, count in slices],
         strips=strips,
         unread=unread,
         bounds=covered(page.selected, baselines, archive, as_of),
@@ -203,11 +207,7 @@ def _strips(pages: Pages, page: Page, rows: Sequence[Row]) -> tuple[list[Figure]
         records = [r for r in one.run.records if (r.case, r.cache) == (case, "cold") and r.attempt in standing]
         timer = mine.latency.timer if mine is not None and mine.latency is not None else "none"
         kept = {
-            name: [
-                (r, one.run.store.samples(r))
-                for r in records
-                if (r.profile, r.timer) == (name, timer) and r.attempt in standing
-            ]
+            name: [(r, one.run.store.samples(r)) for r in records if (r.profile, r.timer) == (name, timer)]
             for name in wanted
         }
         chart, said = series.samples(kept, (timer, "cold"))
@@ -250,7 +250,7 @@ def _slices(page: Page, rows: Sequence[Row]) -> list[tuple[str, str, int]]:
 def _slice(pages: Pages, page: Page, rows: Sequence[Row], name: str, title: str, run_of: Mapping[str, Address]) -> None:
     """The plots with a line a profile, of some cases of an experiment."""
     mine = [row for row in rows if f"{label_of(Op(row.any.op), row.any.pass_)} {row.any.dtype}" == title]
-    path = f"experiments/{page.experiment.suite.name}/{name}.html"
+    path = page.slice(name)
     figures, _ = _figures(pages, page, mine, PANELS, "line")
     timers = Timers(usual(row.latency for row in mine), usual(row.ratio for row in mine))
     pages.write(
