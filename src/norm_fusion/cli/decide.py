@@ -50,10 +50,11 @@ def _decide(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON array of decisions on stdout.")] = False,
 ) -> None:
-    """Decide: the status of each decision, computed from the calls of the runs that speak for it.
+    """Compute the status of each decision.
 
-    A decision is a .toml file: a statement, and the claims that it rests on. Supported: every claim holds in every row.
-    Caveated: it holds in part, and the rows where it does not are named. Measured: figures show it that no rule calls.
+    From the calls of the runs that speak for it; what changed since the last time is told, and why. A decision is a
+    .toml file: a statement, and the claims that it rests on. Supported: every claim holds in every row. Caveated:
+    it holds in part, and the rows where it does not are named. Measured: figures show it that no rule calls.
     Rejected: the evidence is against it. Nobody types a status; decided.json keeps what was decided last.
 
     \b

@@ -69,7 +69,7 @@ def _export(
         bool, typer.Option("--columns", help="Print the table's columns, their types and what they hold, and end.")
     ] = False,
 ) -> None:
-    """Export runs as one flat table, CSV or Parquet, for your own tools.
+    """Export runs as a table, CSV or Parquet.
 
     \b
     records    a row per case, profile, timer, cache, attempt and process, as it

@@ -38,14 +38,16 @@ def _site(
     ] = None,
     as_of: AsOfOption = None,
 ) -> None:
-    """Build a site of all decisions, experiments and runs: static pages that open from a file, without a network.
+    """Build a site of decisions, experiments and runs.
 
-    Runs whose files have not changed are not made again. Open DIR/index.html, or copy DIR to any web server.
+    Static pages that open from a file, without a server and without a network. Runs whose files have not changed
+    are not made again. Open DIR/index.html, or copy DIR to any web server.
 
     \b
     Examples:
       norm-fusion site --output site
-      norm-fusion site --from runs --output /tmp/mine
+      norm-fusion site --from runs --output my-runs
+      python -m http.server --directory site
     """
     from norm_fusion.runs import suites
 
