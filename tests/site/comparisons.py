@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "evidence"))
 from made import COLD, FUSED, GPU, WALL, control, manifest, measured, reader, recorded
 from playwright.sync_api import Browser, Page
 from playwright.sync_api import TimeoutError as Late
-from reading import DESK
+from visiting import visited
 
 from norm_fusion.evidence import compare
 from norm_fusion.evidence.archive import Kept
@@ -76,22 +76,9 @@ def _words(row: compare.Row) -> Iterator[str]:
     yield from (duration(row.a_ms), duration(row.b_ms))
 
 
-@contextmanager
-def opened(browser: Browser, site: Site, after: str = "", **context: object) -> Iterator[Page]:
-    """The page in a browser that is offline; it asks for the site's own files and says nothing."""
-    with browser.new_context(**{"viewport": DESK, "offline": True, **context}) as made:
-        page = made.new_page()
-        page.set_default_timeout(10_000)
-        said: list[str] = []
-        page.on("console", lambda message: said.append(f"console {message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(site.page.as_uri() + after)
-        yield page
-        assert said == []
-        assert [url for url in asked if not url.startswith(f"{site.path.as_uri()}/")] == []
+def opened(browser: Browser, site: Site, after: str = "", **context: object) -> AbstractContextManager[Page]:
+    """The page of comparisons."""
+    return visited(browser, site.path, "compare/index.html", after, **context)
 
 
 def says(page: Page, text: str) -> None:

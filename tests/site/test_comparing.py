@@ -215,6 +215,9 @@ def test_hostile_names_do_nothing(browser: Browser, tmp_path: Path) -> None:
             expect(page.locator("#a")).to_have_value(site.at[a].slug)
             expect(page.locator("#pairs tbody tr")).to_have_count(2)
             case = sides[a].manifest.cases[0]
+            page.wait_for_function(  # the pair before had as many rows
+                "begins => document.querySelector('#pairs th span').textContent.startsWith(begins)", arg=case[:50]
+            )
             assert page.locator("#pairs th span").first.evaluate("node => node.textContent")[:LONGEST] == case[:LONGEST]
             assert page.locator("#pairs tbody .call").all_inner_texts() == ["no difference"] * 2
         go(page, site.hash(names[0], names[3]))

@@ -14,8 +14,11 @@ DESK, PHONE = {"width": 1360, "height": 900}, {"width": 390, "height": 844}
 
 
 @contextmanager
-def visited(browser: Browser, site: Path, name: str, **context: object) -> Iterator[Page]:
-    """A page of the site; a word on its console, a dialog, or a request for anything but the site's files fails."""
+def visited(browser: Browser, site: Path, name: str, after: str = "", **context: object) -> Iterator[Page]:
+    """A page of the site, at an address that goes on with `after`.
+
+    A word on its console, a dialog, or a request for anything but the site's files fails.
+    """
     with browser.new_context(**{"viewport": DESK, "offline": True, **context}) as made:
         page = made.new_page()
         page.set_default_timeout(20_000)
@@ -25,10 +28,10 @@ def visited(browser: Browser, site: Path, name: str, **context: object) -> Itera
         page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
-        page.goto((site / name).as_uri())
+        page.goto((site / name).as_uri() + after)
         yield page
         assert said == []
-        assert [url for url in asked if not url.startswith((site.as_uri() + "/", "data:"))] == []
+        assert [url for url in asked if not url.startswith(f"{site.as_uri()}/")] == []
 
 
 def draw_all(page: Page) -> int:

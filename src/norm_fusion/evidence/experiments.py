@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from norm_fusion.evidence.archive import EARLIEST, Archive, Kept
-from norm_fusion.evidence.selection import Selected, refusals, select
+from norm_fusion.evidence.archive import Archive, Kept
+from norm_fusion.evidence.selection import Selected, refusals, select, speaking
 from norm_fusion.runs.suites import Suite
 from norm_fusion.spec import BASELINE, BASELINE_OF, FUSED_OF, Case
 
@@ -34,8 +34,7 @@ class Experiment:
     @property
     def runs(self) -> list[Kept]:
         """Those that speak, newest first."""
-        found = {one.run.name: one.run for one in self.selected}
-        return sorted(found.values(), key=lambda run: (run.began or EARLIEST, run.name), reverse=True)
+        return speaking(self.selected)
 
     @property
     def latest(self) -> str | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from norm_fusion.evidence.archive import LONGEST, Kept
+from norm_fusion.evidence.archive import EARLIEST, LONGEST, Kept
 from norm_fusion.evidence.pool import quoted
 from norm_fusion.records import Environment, Manifest, Record, Status
 from norm_fusion.spec import FEWEST
@@ -59,6 +59,12 @@ def select(runs: Sequence[Kept], case: str, profiles: Collection[str] = (), coun
     """
     chosen, others = _sorted_out(runs, case, profiles, counted)
     return [Selected(case, gpu, run, others.get(gpu, ()), counted) for gpu, run in sorted(chosen.items())]
+
+
+def speaking(selected: Sequence[Selected]) -> list[Kept]:
+    """The runs that speak for some case, each once, newest first."""
+    found = {one.run.name: one.run for one in selected}
+    return sorted(found.values(), key=lambda run: (run.began or EARLIEST, run.name), reverse=True)
 
 
 def unheard(

@@ -289,7 +289,6 @@ def _readiest(tried: Sequence[Experiment]) -> list[Experiment]:
 
 def _first(page: experiments.Page, at: Mapping[str, Address]) -> dict[str, Any]:
     """The question that the site opens with."""
-    run_of = {one.case: one.run.name for one in page.selected}
     return {
         "question": page.experiment.suite.question,
         "verdicts": list(verdicts(page.rows)),
@@ -297,7 +296,7 @@ def _first(page: experiments.Page, at: Mapping[str, Address]) -> dict[str, Any]:
         "gpu": page.gpu,
         "latest": page.runs[0].manifest.started_at,
         "url": page.path,
-        "record_url": lambda key: at[run_of[key.partition(".")[0]]].record(key, key.partition(".")[0]),
+        "record_url": page.links(at, "index.html")["record_url"],
     }
 
 

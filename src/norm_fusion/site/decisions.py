@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import date
 
 from norm_fusion.evidence.archive import Archive
-from norm_fusion.evidence.boundary import Bound, of_decision
+from norm_fusion.evidence.boundary import of_decision
 from norm_fusion.evidence.deciding import Judged
+from norm_fusion.evidence.decisions import SERIES
 from norm_fusion.evidence.expiry import expired, expires
 from norm_fusion.records import Decided, DecidedClaim, DecidedRow, DecisionStatus
 from norm_fusion.report.decided import held, value, wanted
@@ -46,19 +47,16 @@ def write(
     at: Mapping[str, Address],
     as_of: date,
     experiments: Mapping[str, Sequence[tuple[str, str]]],
-) -> dict[str, list[Bound]]:
-    """A page for each; returns their boundaries. `experiments`: by suite, titles and paths of its pages."""
-    boundaries = {}
+) -> None:
+    """A page for each. `experiments`: by suite, titles and paths of its pages."""
     for one in judged:
         path = page_of(one.decision.name)
-        boundary = of_decision(one.decided, one.selected, archive, as_of)
-        boundaries[one.decision.name] = boundary
         pages.write(
             path,
             "decision.html",
             one=one.decided,
-            claims=[(claim, wanted(claim), _lines(claim, at, path)) for claim in one.decided.claims],
-            boundary=boundary,
+            claims=[(claim, wanted(claim), _lines(one, claim, at, path)) for claim in one.decided.claims],
+            boundary=of_decision(one.decided, one.selected, archive, as_of),
             expires=expires(one.decision, one.decided),
             expired=list(expired(one.decision, one.decided, as_of, {})),
             experiments=[
@@ -68,18 +66,20 @@ def write(
             source=one.decision.path.read_text("utf-8"),
             file=f"{one.decision.path.parent.name}/{one.decision.path.name}",
         )
-    return boundaries
 
 
-def _lines(claim: DecidedClaim, at: Mapping[str, Address], path: str) -> list[Line]:
+def _lines(one: Judged, claim: DecidedClaim, at: Mapping[str, Address], path: str) -> list[Line]:
     lines = []
+    of = {(selected.run.name, selected.case): selected.rows for selected in one.selected}
+    series = SERIES.get(claim.series), "cold"
     for row in claim.rows:
         address = at.get(row.run)
         url = None
         if address is not None and row.case in address.cases:
-            timer = {"kernel": "graph", "eager": "wall"}.get(claim.series)
-            key = f"{row.case}.{row.profile}.{timer}.cold.pooled" if timer else ""
-            url = up(path) + (address.record(key, row.case) if key else f"{address.case(row.case)}#h-counters")
+            mine = (r for r in of.get((row.run, row.case), ()) if r.profile == row.profile)
+            record = next((r for r in mine if (r.timer, r.cache) == series), None)
+            counters = f"{address.case(row.case)}#h-counters"
+            url = up(path) + (counters if record is None else address.record(record.key, row.case))
         elif address is not None:
             url = f"{up(path)}{address.page}#h-counters"
         interval = "" if row.low is None or row.high is None else span(row.low, row.high)

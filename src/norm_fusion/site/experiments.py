@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from typing import Any
 
 from norm_fusion.evidence.archive import Archive, Kept
 from norm_fusion.evidence.boundary import covered
 from norm_fusion.evidence.deciding import Judged
 from norm_fusion.evidence.experiments import Experiment
-from norm_fusion.evidence.selection import Selected
+from norm_fusion.evidence.selection import Selected, speaking
 from norm_fusion.records import Counters
 from norm_fusion.report.answer import answers
 from norm_fusion.report.cells import Timers, glance
@@ -29,7 +30,6 @@ from norm_fusion.spec import Case, Op, Pass, SpecError
 
 # Of more cases a page has the plots over shapes, and those with a line a profile go to pages of their own.
 TOGETHER = 12
-ONE_MODEL = 1
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Page:
         """The page of some of its cases."""
         return f"{self.path.removesuffix('.html')}/{name}.html"
 
-    @property
+    @cached_property
     def rows(self) -> list[Row]:
         """All rows of all its cases, each of the run that speaks for the case."""
         return [row for one in self.selected for row in join(one.rows, _calls(one))]
@@ -53,10 +53,24 @@ class Page:
     @property
     def runs(self) -> list[Kept]:
         """Those that speak, newest first."""
-        found = {one.run.name: one.run for one in self.selected}
-        return sorted(found.values(), key=lambda run: (run.manifest.started_at, run.name), reverse=True)
+        return speaking(self.selected)
 
-    @property
+    def links(self, at: Mapping[str, Address], path: str) -> dict[str, Any]:
+        """From a page of the site to records, cases and files of counters of the runs that speak."""
+        run_of = {one.case: at[one.run.name] for one in self.selected}
+        counted_by = {case: at[run.name] for case, run in self.counting.items()}
+
+        def record_url(key: str) -> str:
+            case = key.partition(".")[0]
+            return up(path) + run_of[case].record(key, case)
+
+        return {
+            "record_url": record_url,
+            "case_url": lambda case: up(path) + run_of[case].case(case),
+            "counters_url": lambda case, profile: up(path) + counted_by[case].counters(case, profile),
+        }
+
+    @cached_property
     def counting(self) -> dict[str, Kept]:
         """Whose counters: of a case the run that speaks for it, of what is profiled alone the newest that has it."""
         mine = {one.case: one.run for one in self.selected}
@@ -66,7 +80,7 @@ class Page:
                     mine.setdefault(case, run)
         return mine
 
-    @property
+    @cached_property
     def counters(self) -> list[Counters]:
         """The counters of all its cases."""
         return [c for case, run in self.counting.items() for c in run.counters if c.case == case]
@@ -83,7 +97,7 @@ def pages_of(experiment: Experiment) -> list[Page]:
     taken: set[str] = set()
     made = []
     for gpu in gpus:
-        name = experiment.suite.name if len(gpus) == ONE_MODEL else f"{experiment.suite.name}-{_plain(gpu)}"
+        name = experiment.suite.name if len(gpus) == 1 else f"{experiment.suite.name}-{_plain(gpu)}"
         path = f"experiments/{slug(name, taken)}.html"
         made.append(Page(experiment, gpu, path, [one for one in experiment.selected if one.gpu == gpu]))
     return made
@@ -105,10 +119,9 @@ def write(
     """The page, and those of its slices where it has many cases."""
     suite, rows = page.experiment.suite, page.rows
     timers = Timers(usual(row.latency for row in rows), usual(row.ratio for row in rows))
-    run_of = {one.case: at[one.run.name] for one in page.selected}
-    counted_by = {case: at[run.name] for case, run in page.counting.items()}
+    groups, measured = cases(rows), _cases(page)
     slices = _slices(page, rows)
-    together = len(cases(rows)) <= TOGETHER
+    together = len(groups) <= TOGETHER
     figures, undrawn = _figures(pages, page, rows, [*PANELS] if together else [])
     strips, unread = _strips(pages, page, rows)
     baselines = [row.profile for row in rows if row.contestant]
@@ -123,17 +136,17 @@ def write(
         latest=page.runs[0].manifest.started_at,
         answers=[list(coloured(said)) for said in answers(rows)],
         unheld=list(unheld(rows)),
-        shape=f"{len(cases(rows))} cases / {len(_profiles(rows))} profiles",
+        shape=f"{len(groups)} cases / {len(_profiles(rows))} profiles",
         decisions=[one.decided for one in judged if suite.name in one.decision.experiments],
         headline=list(headline(rows, page.counters)),
-        sweep=[(line, winner(cases(rows)[str(line["name"])])) for line in glance(rows, timers)],
+        sweep=[(line, winner(groups[str(line["name"])])) for line in glance(rows, timers)],
         undrawn=undrawn,
         slices=[(title, up(page.path) + page.slice(name), count) for name, title, count in slices],
         strips=strips,
         unread=unread,
         bounds=covered(page.selected, baselines, archive, as_of),
-        listed=[(case.name, suite.summaries.get(case.name, _why(page, case))) for case in _cases(page)],
-        unmeasured=[case.name for case in page.experiment.cases if case.name not in run_of],
+        listed=[(case.name, suite.summaries.get(case.name, _why(page, case))) for case in measured],
+        unmeasured=[case.name for case in page.experiment.cases if case not in measured],
         profiles=[(name, summaries.get(name, "")) for name in _profiles(rows)],
         metrics_groups=suite.metrics,
         local=_local(page),
@@ -146,17 +159,11 @@ def write(
         uncounted=missing(page.counters),
         counters_title=TITLE,
         environment=page.selected[0].environment,
-        record_url=lambda key: up(page.path) + run_of[_case_of(key)].record(key, _case_of(key)),
-        case_url=lambda case: up(page.path) + run_of[case].case(case),
-        counters_url=lambda case, profile: up(page.path) + counted_by[case].counters(case, profile),
         metrics=None,
+        **page.links(at, page.path),
     )
     for name, title, _ in slices:
-        _slice(pages, page, rows, name, title, run_of)
-
-
-def _case_of(key: str) -> str:
-    return key.partition(".")[0]
+        _slice(pages, page, rows, name, title, at)
 
 
 def _cases(page: Page) -> list[Case]:
@@ -247,7 +254,7 @@ def _slices(page: Page, rows: Sequence[Row]) -> list[tuple[str, str, int]]:
     ]
 
 
-def _slice(pages: Pages, page: Page, rows: Sequence[Row], name: str, title: str, run_of: Mapping[str, Address]) -> None:
+def _slice(pages: Pages, page: Page, rows: Sequence[Row], name: str, title: str, at: Mapping[str, Address]) -> None:
     """The plots with a line a profile, of some cases of an experiment."""
     mine = [row for row in rows if f"{label_of(Op(row.any.op), row.any.pass_)} {row.any.dtype}" == title]
     path = page.slice(name)
@@ -264,9 +271,8 @@ def _slice(pages: Pages, page: Page, rows: Sequence[Row], name: str, title: str,
         back=up(path) + page.path,
         answers=[list(coloured(said)) for said in answers(mine)],
         glance=list(glance(mine, timers)),
-        record_url=lambda key: up(path) + run_of[_case_of(key)].record(key, _case_of(key)),
-        case_url=lambda case: up(path) + run_of[case].case(case),
         metrics=None,
+        **page.links(at, path),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -178,11 +178,6 @@ def _templates() -> jinja2.Environment:
     )
     found.finalize = clipped
     return found
-
-
-def filters(**more: Callable[..., object]) -> None:
-    """Add filters that the templates of a page use."""
-    _templates().filters.update(more)
 
 
 @cache
