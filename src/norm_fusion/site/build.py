@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from altair.utils.schemapi import debug_mode
 from pydantic import BaseModel, Field, ValidationError
 
 import norm_fusion
@@ -112,7 +113,8 @@ def build(asked: Asked, tell: Callable[[str], None] = lambda said: None) -> Buil
     for one in made.values():
         pages.made.update(one.made)
     tell("decisions and experiments")
-    _rest(pages, asked, archive, at, made, judged, tried, left_out)
+    with debug_mode(False):  # else half of this time goes into checking the plots, as the tests do already
+        _rest(pages, asked, archive, at, made, judged, tried, left_out)
     for path in set(before.made) - pages.made:
         _remove(asked.output, path)
     mark = _Made(key=key, source=source, charts=charts_of(), made=sorted(pages.made), runs=made)
