@@ -6,6 +6,7 @@ import re
 import shutil
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from built import ROOT, Site, asked
@@ -141,6 +142,26 @@ def test_a_figure_leads_to_its_record(site: Site, browser: Browser) -> None:
         page.evaluate("key => { location.hash = key }", f"{key}.r0")
         single.wait_for(state="visible")  # its list unfolds
         assert re.fullmatch(r"[0-9a-f]{12}", single.locator(".id").inner_text())
+
+
+def test_a_mark_says_what_it_is_and_leads_to_its_record(site: Site, browser: Browser) -> None:
+    with visited(browser, site.path, EXPERIMENT) as page:
+        draw_all(page)
+        plots = {
+            title: page.locator("figure", has_text=title).first for title in ("Speedup by shape", "Latency against")
+        }
+        for plot, marks in zip(plots.values(), (".mark-rect path", ".mark-symbol path"), strict=True):
+            plot.scroll_into_view_if_needed()
+            plot.locator(marks).last.hover(force=True)
+            tip = page.locator("#vg-tooltip-element").inner_text()
+            case, figure = re.fullmatch(r"(.+?) · .*?(\d+\.\d+x?).*", tip.strip().replace("\n", " ")).groups()
+            plot.locator(marks).last.click(force=True)
+            page.wait_for_url("**/runs/**")
+            key = unquote(page.url.partition("#")[2])
+            assert case in page.locator("h1").inner_text()
+            assert figure in page.locator(f"[id='{key}']").inner_text()
+            page.go_back()
+            draw_all(page)
 
 
 def test_tables_sort_by_number_and_back(site: Site, browser: Browser) -> None:

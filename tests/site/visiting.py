@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -46,19 +47,33 @@ def draw_all(page: Page) -> int:
 
 
 class Links(HTMLParser):
-    """Where a page leads, and what in it can be led to."""
+    """Where a page and the marks of its plots lead, and what in it can be led to."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.path, self.to, self.ids = path, set[str](), set[str]()
+        self.path, self.to, self.ids, self.specs = path, set[str](), set[str](), False
         self.feed(path.read_text("utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.specs = ("id", "specs") in attrs
         for name, value in attrs:
             if name in ("href", "src", "srcset") and value:
                 self.to.add(value)
             if name == "id" and value:
                 self.ids.add(value)
+
+    def handle_data(self, data: str) -> None:
+        if self.specs:
+            self.to |= {to for to in leads(json.loads(data)) if isinstance(to, str)}
+            self.specs = False
+
+
+def leads(spec: object) -> Iterator[object]:
+    """Every `href` in it: of marks the address, of an encoding the field."""
+    if isinstance(spec, dict):
+        yield from (to for key, to in spec.items() if key == "href")
+    for part in spec.values() if isinstance(spec, dict) else spec if isinstance(spec, list) else ():
+        yield from leads(part)
 
 
 def dead_links(site: Path) -> list[str]:

@@ -269,10 +269,9 @@ def _three(one: Quote | None, common: Timer | None) -> Claimed:
         none = Cell(why=one.call.reason if one.call is not None else "no speedup was derived")
         return Claimed(none, none, call)
     within = f"95% interval {span(*one.interval)}" if one.interval is not None else ""
-    key = one.row.series[one.series].key if one.series in one.row.series else ""
-    speedup = Cell(times(one.speedup), within, key=key)
+    speedup = Cell(times(one.speedup), within, key=one.key)
     if common is not None and one.series[0] != common:
-        speedup = _quoted(times(one.speedup), one.series[0], common, key)
+        speedup = _quoted(times(one.speedup), one.series[0], common, one.key)
     if one.interval is None:
         return Claimed(speedup, Cell(why="one process has no interval"), call)
     return Claimed(speedup, Cell(span(*one.interval), one.width), call)

@@ -65,6 +65,7 @@ LABEL_COLOURS: Mapping[Label, str] = {
 }
 
 Marks = Callable[[alt.Chart], list[alt.Chart]]
+Link = Callable[[str], str | None]  # from the key of a record to where a reader finds it
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Line:
     tag: str = ""  # under the name
     word: str = ""  # under the figure
     tint: str = INK  # of the word
+    record: str = ""  # the key of what its marks are of
 
 
 def colour(profile: str) -> str:
@@ -130,8 +132,8 @@ def grid(lines: Sequence[Line], roofs: Sequence[dict[str, Any]], x: alt.X, marks
     numbered = list(zip(keys, lines, strict=True))
     through = [{"x": roof["x"], "y": keys[roof["first"]], "y2": keys[roof["last"]]} for roof in roofs]
     bands = {"y": alt.Y("y:N", scale=scale, axis=None, bandPosition=0), "y2": alt.Y2("y2:N", bandPosition=1)}
-    tips = told(lines)
-    marked = chart([{"y": key, "tip": tips[i], **line.mark} for i, (key, line) in enumerate(numbered) if line.mark])
+    pointed = [{"tip": tip, "record": line.record} for tip, line in zip(told(lines), lines, strict=True)]
+    marked = chart([{"y": key, **pointed[i], **line.mark} for i, (key, line) in enumerate(numbered) if line.mark])
     marked = marked.encode(tooltip="tip:N")
     layers = [
         chart(through).mark_rule(color="var(--roof)", strokeWidth=1.5).encode(x=x, **bands),
@@ -146,6 +148,25 @@ def grid(lines: Sequence[Line], roofs: Sequence[dict[str, Any]], x: alt.X, marks
     ]
     made: alt.LayerChart = alt.layer(*layers).resolve_axis(y="independent")
     return made.properties(width="container", height=LINE_PX * len(lines))
+
+
+def specified(chart: Mapping[str, Any], link: Link | None = None) -> dict[str, Any]:
+    """A chart's specification as a page has it; its marks lead where `link` says that the records of theirs are."""
+
+    def linked(part: Any) -> Any:
+        if isinstance(part, list):
+            return [linked(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        made = {key: linked(value) for key, value in part.items() if key != "record"}
+        if link is not None and "tooltip" in part:  # an encoding
+            made["href"] = {"field": "href"}
+        if link is not None and (record := part.get("record")) and (address := link(record)):
+            made["href"] = address
+        return made
+
+    made: dict[str, Any] = linked({key: value for key, value in chart.items() if key != "$schema"})
+    return made | {"config": CONFIG}
 
 
 def told(lines: Sequence[Line]) -> list[str]:

@@ -30,7 +30,7 @@ from norm_fusion.records import Conclusions, Conditions, Counters, Label, Manife
 from norm_fusion.report import counters as counted
 from norm_fusion.report.answer import alone, answers
 from norm_fusion.report.cells import MARKS, Timers, entry, glance, headings, shown, subjects, traffic
-from norm_fusion.report.chart import CONFIG
+from norm_fusion.report.chart import specified
 from norm_fusion.report.limits import limits
 from norm_fusion.report.notes import apart, controls, effort, happened, reruns, undecided
 from norm_fusion.report.panels import PANELS
@@ -185,8 +185,7 @@ def _figure(name: str, chart: alt.LayerChart | None) -> dict[str, Any]:
     """A chart for the script, and the same chart as it stands for a reader without JavaScript."""
     if chart is None:
         return {"id": name, "spec": None, "svg": None}
-    spec: dict[str, Any] = chart.to_dict() | {"config": CONFIG}
-    del spec["$schema"]
+    spec = specified(chart.to_dict())
     svg = vl_convert.vegalite_to_svg(spec | {"width": STATIC_PX}, allowed_base_urls=[])
     return {"id": name, "spec": spec, "svg": Markup(svg)}
 

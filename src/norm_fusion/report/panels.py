@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import altair as alt
 
@@ -80,7 +80,7 @@ def latency(rows: Sequence[Row]) -> alt.LayerChart | None:
         mark = {"x": r.p50_ms * scale, "x2": r.p95_ms * scale, "colour": colour(row.profile)}
         if row.hot is not None and row.hot.p50_ms:
             mark["hot"] = row.hot.p50_ms * scale
-        return Line(row.profile, duration(r.p50_ms) + _fell(r, common), mark=mark)
+        return Line(row.profile, duration(r.p50_ms) + _fell(r, common), mark=mark, record=r.key)
 
     def roof(row: Row) -> float | None:
         r = timed(row) if row.profile == ROOF else None
@@ -111,7 +111,8 @@ def throughput(rows: Sequence[Row]) -> alt.LayerChart | None:
         if value is None or r is None:
             return Line(row.profile, excuse=_excuse(row))
         figure = rate(value) if r.roof_share is None else f"{rate(value)} · {r.roof_share:.1%}"
-        return Line(row.profile, figure + _fell(r, common), mark={"x": value, "zero": 0, "colour": colour(row.profile)})
+        mark = {"x": value, "zero": 0, "colour": colour(row.profile)}
+        return Line(row.profile, figure + _fell(r, common), mark=mark, record=r.key)
 
     scale, axis = alt.Scale(domain=[0, max(found) * 1.04], nice=False), alt.Axis(tickCount=5, format=",~r")
     x = alt.X("x:Q", title="GB/s: right is better", scale=scale, axis=axis)
@@ -167,7 +168,7 @@ def _claimed(rows: Sequence[Row], mark: Callable[[Quote], Line]) -> list[Line]:
                 word = "" if one.label is None else one.label.value
                 tint = INK if one.label is None else LABEL_COLOURS[one.label]
                 name = one.baseline if row.contestant else row.name
-                lines.append(Line(name, made.figure, excuse=made.excuse, mark=made.mark, tag=tag, word=word, tint=tint))
+                lines.append(replace(made, label=name, tag=tag, word=word, tint=tint, record=one.key))
                 lines += [Line()] if tag or word else []
     return lines
 
@@ -202,7 +203,7 @@ def processes(rows: Sequence[Row]) -> alt.LayerChart | None:
         return None
     most = max(sum(key.startswith("p") for key in line.mark) for line in lines)
     edge = min(max(*values, DELTA * 150), APART_LIMIT * 100)
-    within = [Line(**{**vars(line), "mark": _clamped(line.mark, edge)}) for line in lines]
+    within = [replace(line, mark=_clamped(line.mark, edge)) for line in lines]
     axis = alt.Axis(tickCount=7, labelExpr="(datum.value > 0 ? '+' : '') + datum.label + '%'", format="~r")
     scale = alt.Scale(domain=[-edge, edge], nice=False)
     x = alt.X("x:Q", title="a process's speedup, from the mean of all", scale=scale, axis=axis)
@@ -234,7 +235,7 @@ def errors(rows: Sequence[Row]) -> alt.LayerChart | None:
         figure += "" if share is None else f" · {share:.0%}" if share < 10 else f" · {share:,.0f}x"
         if r.max_rel_error == 0:
             return Line(row.profile, figure, excuse="no error at all")
-        return Line(row.profile, figure, mark={"x": r.max_rel_error, "colour": colour(row.profile)})
+        return Line(row.profile, figure, mark={"x": r.max_rel_error, "colour": colour(row.profile)}, record=r.key)
 
     decades = [10.0**p for p in range(math.floor(math.log10(min(found))), math.ceil(math.log10(max(found))) + 1)]
     axis = alt.Axis(values=decades, format=".0e")
@@ -255,7 +256,7 @@ def noise(rows: Sequence[Row]) -> alt.LayerChart | None:
         if r is None or r.noise_ratio is None:
             return Line(row.profile, excuse=_excuse(row))
         mark = {"x": min(r.noise_ratio, end), "one": 1, "colour": colour(row.profile)}
-        return Line(row.profile, f"{r.noise_ratio:.2f} {r.noise or ''}", mark=mark)
+        return Line(row.profile, f"{r.noise_ratio:.2f} {r.noise or ''}", mark=mark, record=r.key)
 
     gates = [gate for gate in joined.gates(rows) if gate <= end]
     axis = alt.Axis(values=[v for v in sorted({1, *gates, 1.5, 1.75, 2}) if v <= end], format=".2f")
@@ -278,7 +279,9 @@ def call(rows: Sequence[Row]) -> alt.LayerChart | None:
         if not mark:
             return Line(row.profile, excuse=_excuse(row))
         figure = duration(mark["wall"] / 1e3) if "wall" in mark else ""
-        return Line(row.profile, figure, mark=mark | {"x": min(mark.values()), "colour": colour(row.profile)})
+        key = next(r.key for name in ("wall", "kernel", "enqueue") if (r := at[name]) is not None)
+        placed = {"x": min(mark.values()), "colour": colour(row.profile)}
+        return Line(row.profile, figure, mark=mark | placed, record=key)
 
     steps = log_steps(found, max(found))
     x = alt.X("x:Q", title="time per call, µs, log; figures: wall", scale=log_scale(steps), axis=tick_axis(steps))

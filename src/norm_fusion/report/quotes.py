@@ -33,6 +33,11 @@ class Quote:
         return None if self.call is None else self.call.label
 
     @property
+    def key(self) -> str:
+        """Of the record that it is quoted from; empty where that is not kept."""
+        return self.row.series[self.series].key if self.series in self.row.series else ""
+
+    @property
     def words(self) -> str:
         """`1.34x [1.33, 1.35]`, as a sentence has it."""
         if self.speedup is None:

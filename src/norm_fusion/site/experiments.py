@@ -21,6 +21,7 @@ from norm_fusion.report.page import coloured, weathered
 from norm_fusion.report.panels import PANELS, Panel
 from norm_fusion.report.rows import Row, case_title, cases, fastest_torch, fused, join, label_of, usual
 from norm_fusion.runs.files import StoreError
+from norm_fusion.runs.store import RunStore
 from norm_fusion.site import series, sizes
 from norm_fusion.site.findings import headline, unheld, winner
 from norm_fusion.site.pages import Figure, Pages, slug, up
@@ -122,7 +123,8 @@ def write(
     groups, measured = cases(rows), _cases(page)
     slices = _slices(page, rows)
     together = len(groups) <= TOGETHER
-    figures, undrawn = _figures(pages, page, rows, [*PANELS] if together else [])
+    links = page.links(at, page.path)
+    figures, undrawn = _figures(pages, page, rows, [*PANELS] if together else [], links)
     strips, unread = _strips(pages, page, rows)
     baselines = [row.profile for row in rows if row.contestant]
     pages.write(
@@ -160,7 +162,7 @@ def write(
         counters_title=TITLE,
         environment=page.selected[0].environment,
         metrics=None,
-        **page.links(at, page.path),
+        **links,
     )
     for name, title, _ in slices:
         _slice(pages, page, rows, name, title, at)
@@ -181,7 +183,12 @@ def _profiles(rows: Sequence[Row]) -> list[str]:
 
 
 def _figures(
-    pages: Pages, page: Page, rows: Sequence[Row], lines: Sequence[Panel], name: str = "plot"
+    pages: Pages,
+    page: Page,
+    rows: Sequence[Row],
+    lines: Sequence[Panel],
+    links: Mapping[str, Any],
+    name: str = "plot",
 ) -> tuple[list[Figure], list[Panel]]:
     """The plots with a line a profile, and, on an experiment's own page, those over shapes and the counters'."""
     panels = [*lines]
@@ -190,7 +197,8 @@ def _figures(
         panels = [*lines[:1], *sizes.panels(page.selected[0].environment.cache_bytes), *lines[1:]]
     figures, undrawn = [], []
     for i, panel in enumerate(panels):
-        made = pages.figure(f"{name}-{i}", panel.title, panel.explanation, panel.key, panel.draw(rows))
+        drawn = panel.draw(rows)
+        made = pages.figure(f"{name}-{i}", panel.title, panel.explanation, panel.key, drawn, links["record_url"])
         if made is None:
             undrawn.append(panel)
         else:
@@ -198,7 +206,10 @@ def _figures(
     if name == "plot":
         chart = series.counters_chart(page.counters) if len(cases(rows)) <= TOGETHER else None
         said = "One cold call of each profile, apart from all timing; at the right what limits it."
-        counted = pages.figure("plot-counters", "What limits each profile", said, series.COUNTERS_KEY, chart)
+        at = {
+            RunStore.counters_file(c.case, c.profile): links["counters_url"](c.case, c.profile) for c in page.counters
+        }
+        counted = pages.figure("plot-counters", "What limits each profile", said, series.COUNTERS_KEY, chart, at.get)
         figures += [counted] if counted is not None else []
     return figures, undrawn
 
@@ -258,7 +269,8 @@ def _slice(pages: Pages, page: Page, rows: Sequence[Row], name: str, title: str,
     """The plots with a line a profile, of some cases of an experiment."""
     mine = [row for row in rows if f"{label_of(Op(row.any.op), row.any.pass_)} {row.any.dtype}" == title]
     path = page.slice(name)
-    figures, _ = _figures(pages, page, mine, PANELS, "line")
+    links = page.links(at, path)
+    figures, _ = _figures(pages, page, mine, PANELS, links, "line")
     timers = Timers(usual(row.latency for row in mine), usual(row.ratio for row in mine))
     pages.write(
         path,
@@ -272,7 +284,7 @@ def _slice(pages: Pages, page: Page, rows: Sequence[Row], name: str, title: str,
         answers=[list(coloured(said)) for said in answers(mine)],
         glance=list(glance(mine, timers)),
         metrics=None,
-        **page.links(at, path),
+        **links,
     )
 
 

@@ -35,7 +35,7 @@ def speedups(rows: Sequence[Row], over: Over) -> alt.LayerChart | None:
     tables: list[tuple[str, dict[Case, Data]]] = []
     for title, shapes in by_facet(rows).items():
         found = {
-            case: cell | {"tip": _tip(case, group, over, cell)}
+            case: cell | _pointed(case, group, over, cell)
             for case, group in shapes.items()
             if (cell := _cell(group, over)) is not None
         }
@@ -89,20 +89,21 @@ def _cell(group: Sequence[Row], over: Over) -> Data | None:
     return {"text": text, "word": one.label.value, "colour": LABEL_COLOURS[one.label]}
 
 
-def _tip(case: Case, group: Sequence[Row], over: Over, cell: Data) -> str:
-    """What a cell says to who points at it: with its interval, and over whom."""
+def _pointed(case: Case, group: Sequence[Row], over: Over, cell: Data) -> Data:
+    """What a cell says to who points at it, with its interval and over whom; and the record that it leads to."""
     row, best = fused(group), fastest_torch(group)
     baseline = best.profile if over == "fastest" and best else baseline_of(case.op)
     one = quote(row, baseline) if row is not None and baseline is not None else None
     words = cell["text"] if one is None else f"{one.words} over {one.baseline}"
-    return " · ".join(filter(None, (case_title(case.name), words, cell["word"])))
+    tip = " · ".join(filter(None, (case_title(case.name), words, cell["word"])))
+    return {"tip": tip, "record": one.key if one is not None else row.any.key if row is not None else ""}
 
 
 def _place_cell(marks: Marks, x: str, y: float, y2: float, cell: Data) -> None:
     """A cell, its speedup and its word: above each other, or in the middle where it has one of them alone."""
     middle, both = (y + y2) / 2, bool(cell["text"] and cell["word"])
     tint = {"colour": cell["colour"], "opacity": 0.1 if cell["colour"] in (INK, MUTED) else 0.17}
-    marks["cells"].append({"x": x, "y": y, "y2": y2, "tip": cell["tip"]} | tint)
+    marks["cells"].append({"x": x, "y": y, "y2": y2, "tip": cell["tip"], "record": cell["record"]} | tint)
     if cell["text"]:
         marks["texts"].append(
             {"x": x, "y": middle - 6 * both, "text": cell["text"], "colour": INK if cell["word"] else MUTED}

@@ -22,7 +22,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from norm_fusion.report.chart import CONFIG
+from norm_fusion.report.chart import Link, specified
 from norm_fusion.report.page import asset, bundled, hashed, templates
 from norm_fusion.runs.files import write_whole
 from norm_fusion.runs.store import RUN_ID
@@ -85,20 +85,26 @@ class Pages:
         write_whole(target, data)
 
     def figure(
-        self, name: str, title: str, explanation: str, key: Sequence[tuple[str, str]], chart: alt.LayerChart | None
+        self,
+        name: str,
+        title: str,
+        explanation: str,
+        key: Sequence[tuple[str, str]],
+        chart: alt.LayerChart | None,
+        link: Link | None = None,
     ) -> Figure | None:
-        """A plot and its pictures, drawn where they are not there yet; None of no chart."""
+        """A plot and its pictures, drawn where they are not there yet, or None of no chart. `link`: of its marks."""
         if chart is None:
             return None
-        spec: dict[str, Any] = _short(chart.to_dict()) | {"config": CONFIG}
-        del spec["$schema"]
+        whole = chart.to_dict()
+        spec = _short(specified(whole))
         told = sha256(json.dumps([spec, PICTURE_PX], sort_keys=True).encode()).hexdigest()[:16]
         paths = {scheme: f"plots/{told}-{scheme}.svg" for scheme in ("light", "dark")}
         self.made.update(paths.values())
         if not all((self.output / path).is_file() for path in paths.values()):
             for scheme, svg in pictures(spec).items():
                 self.put(paths[scheme], svg.encode())
-        return Figure(name, title, explanation, key, spec, paths["light"], paths["dark"])
+        return Figure(name, title, explanation, key, _short(specified(whole, link)), paths["light"], paths["dark"])
 
 
 def pictures(spec: Mapping[str, Any], width: int = PICTURE_PX) -> dict[str, str]:

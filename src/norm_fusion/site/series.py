@@ -15,6 +15,7 @@ from norm_fusion.records import Counters, Record, Samples, Status
 from norm_fusion.report.chart import TINT, Line, colour, dots, drawn, grid, headed, rings
 from norm_fusion.report.counters import limits
 from norm_fusion.report.rows import ROLES, Series, case_title
+from norm_fusion.runs.store import RunStore
 from norm_fusion.site.stack import LINE_PX, MUTED, RULE, SMALL, Data, Marks, Stack, ticks
 from norm_fusion.spec import ROOF
 
@@ -201,7 +202,8 @@ def counters_chart(counters: Sequence[Counters]) -> alt.LayerChart | None:
             if limit is None or "x" not in mark:
                 lines.append(Line(one.profile, excuse="not collected"))
             else:
-                lines.append(Line(one.profile, limit.kind, mark=mark | {"colour": colour(one.profile)}))
+                file = RunStore.counters_file(one.case, one.profile)
+                lines.append(Line(one.profile, limit.kind, mark=mark | {"colour": colour(one.profile)}, record=file))
         copy = next((one.dram_pct for one in counters if (one.case, one.profile) == (case, ROOF)), None)
         roofs += [] if copy is None else [{"x": copy, "first": first, "last": len(lines) - 1}]
     axis = alt.Axis(values=[0, 25, 50, 75, 100])

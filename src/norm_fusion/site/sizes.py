@@ -54,6 +54,7 @@ class Point:
     end: float | None = None
     apart: bool = False  # of another series than most
     tip: str = ""  # what it says to who points at it
+    record: str = ""  # and where that leads
 
 
 Curves = dict[str, list[Point]]  # by profile, smallest case first
@@ -87,7 +88,7 @@ def latency(rows: Sequence[Row]) -> alt.LayerChart | None:
             return None
         p95 = "" if r.p95_ms is None else f", p95 {duration(r.p95_ms)}"
         tip = f"{case_title(case.name)} · {row.name} · p50 {duration(r.p50_ms)}{p95} ({r.timer})"
-        return Point(case.compulsory_bytes, r.p50_ms, r.p95_ms, r.timer != common, tip)
+        return Point(case.compulsory_bytes, r.p50_ms, r.p95_ms, r.timer != common, tip, r.key)
 
     return _curves(rows, read, _durations, "time per call, log: lower is faster")
 
@@ -102,7 +103,7 @@ def throughput(rows: Sequence[Row], cache_bytes: int | None = None) -> alt.Layer
             return None
         share = "" if r.roof_share is None else f", {r.roof_share:.1%} of the copy"
         tip = f"{case_title(case.name)} · {row.name} · {rate(r.gbps)} GB/s{share} ({r.timer})"
-        return Point(case.compulsory_bytes, r.gbps, apart=r.timer != common, tip=tip)
+        return Point(case.compulsory_bytes, r.gbps, None, r.timer != common, tip, r.key)
 
     return _curves(rows, read, _rates, "GB/s: higher is better", cache_bytes or None)
 
@@ -177,7 +178,8 @@ def _place_curves(marks: Marks, curves: Curves, names: Mapping[str, str], axis: 
             kind = ROOF if profile == ROOF else "apart" if p.apart else "usual"
             placed = {"x": p.nbytes, "y": axis.px(p.value), "y2": axis.px(p.end or p.value)} | tint
             marks["points"].append(placed)
-            marks[kind].append({"x": placed["x"], "y": placed["y"], "colour": tint["colour"], "tip": p.tip})
+            shown = {"x": placed["x"], "y": placed["y"], "colour": tint["colour"]}
+            marks[kind].append(shown | {"tip": p.tip, "record": p.record})
         marks["lone"] += marks["points"][-1:] if len(mine) == 1 else []  # one point has no band
         marks["names"].append({"x": right, "y": label, "text": names[profile]})
         marks["leaders"].append({"x": mine[-1].nbytes, "x2": right, "y": end, "y2": label, "colour": tint["colour"]})
