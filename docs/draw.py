@@ -14,7 +14,7 @@ from typing import Any
 
 from norm_fusion.evidence.archive import Archive
 from norm_fusion.evidence.experiments import experiment
-from norm_fusion.report.chart import CONFIG
+from norm_fusion.report.chart import specified
 from norm_fusion.report.panels import Panel
 from norm_fusion.runs import suites
 from norm_fusion.site import sizes
@@ -45,9 +45,7 @@ def spec(name: str) -> dict[str, Any]:
     """A plot's specification."""
     chart = plots()[name].draw(asked().rows)
     assert chart is not None
-    made: dict[str, Any] = chart.to_dict() | {"config": CONFIG}
-    del made["$schema"]
-    return made
+    return specified(chart.to_dict())
 
 
 def told(name: str) -> str:
