@@ -147,20 +147,24 @@ def test_a_figure_leads_to_its_record(site: Site, browser: Browser) -> None:
 def test_a_mark_says_what_it_is_and_leads_to_its_record(site: Site, browser: Browser) -> None:
     with visited(browser, site.path, EXPERIMENT) as page:
         draw_all(page)
-        plots = {
-            title: page.locator("figure", has_text=title).first for title in ("Speedup by shape", "Latency against")
-        }
-        for plot, marks in zip(plots.values(), (".mark-rect path", ".mark-symbol path"), strict=True):
+        # A latency stands in the record's own line, a speedup among the claims of its case.
+        for title, marks, inside in (
+            ("Speedup by shape", ".mark-rect path", "main"),
+            ("Latency against size", ".mark-symbol path", "[id='{key}']"),
+        ):
+            plot = page.locator("figure", has_text=title).first
             plot.scroll_into_view_if_needed()
             plot.locator(marks).last.hover(force=True)
             tip = page.locator("#vg-tooltip-element").inner_text()
-            case, figure = re.fullmatch(r"(.+?) · .*?(\d+\.\d+x?).*", tip.strip().replace("\n", " ")).groups()
+            found = re.search(r"(.+?) · .*?(\d+\.\d+x|\d[\d.,]* [mµ]s)", tip)
+            assert found is not None, tip
+            case, figure = found.groups()
             plot.locator(marks).last.click(force=True)
             page.wait_for_url("**/runs/**")
             key = unquote(page.url.partition("#")[2])
             assert case in page.locator("h1").inner_text()
             assert page.locator(f"[id='{key}']").is_visible()
-            assert figure in page.locator("main").inner_text()  # a speedup stands among the claims of the case
+            assert figure in page.locator(inside.format(key=key)).inner_text()
             page.go_back()
             draw_all(page)
 

@@ -206,10 +206,10 @@ def _figures(
     if name == "plot":
         chart = series.counters_chart(page.counters) if len(cases(rows)) <= TOGETHER else None
         said = "One cold call of each profile, apart from all timing; at the right what limits it."
-        at = {
+        files = {
             RunStore.counters_file(c.case, c.profile): links["counters_url"](c.case, c.profile) for c in page.counters
         }
-        counted = pages.figure("plot-counters", "What limits each profile", said, series.COUNTERS_KEY, chart, at.get)
+        counted = pages.figure("plot-counters", "What limits each profile", said, series.COUNTERS_KEY, chart, files.get)
         figures += [counted] if counted is not None else []
     return figures, undrawn
 

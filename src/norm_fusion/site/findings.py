@@ -71,12 +71,12 @@ def _verdict(quotes: Sequence[Quote]) -> Verdict | None:
     figure, _, within = found.words.removeprefix("about ").partition(" ")
     counted = Counter(one.label for one in quotes if one.label is not None)
     calls = [(label.value, f"{label.value} {counted[label]} of {len(quotes)}") for label in Label if counted[label]]
-    worst, record = found.worst, found.worst.row.series.get(found.worst.series)
+    worst = found.worst
     said = f"worst {worst.words.partition(' ')[0]} at {case_title(worst.row.case)}" if len(quotes) > 1 else ""
     names = dict.fromkeys(one.baseline for one in quotes)
     over = f"over {', '.join(names)}" if len(names) <= 2 else f"over the fastest of {len(names)}"
     about = "about, too noisy for an interval" if found.words.startswith("about ") else within
-    return Verdict(figure, f"{about} {over}".strip(), calls, said, record.key if record is not None else "")
+    return Verdict(figure, f"{about} {over}".strip(), calls, said, worst.key)
 
 
 def winner(group: Sequence[Row]) -> tuple[str, str]:
