@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from hashlib import sha256
@@ -101,16 +103,24 @@ def build(asked: Asked, tell: Callable[[str], None] = lambda said: None) -> Buil
         named = [said for one in before.runs.values() for said in one.listed["left_out"]]
         return Built(asked.output / "index.html", len(digests), 0, len(before.made), [*left_out, *named])
     loaded = [] if asked.decisions is None else load_all(asked.decisions, [suite.name for suite in asked.suites])
-    judged = [decide(one, Evidence(archive, kept)) for one in loaded]
-    tried = [experiment(suite, archive) for suite in asked.suites]
 
     pages = Pages(asked.output)
     # Whose folder it is stands there first: what is interrupted can be gone on with.
     pages.put(MARK, as_json(before.model_copy(update={"key": ""})))
-    _charts(pages, before.charts)
     at = runs.addresses(archive.runs)
-    made, anew = _runs(asked.output, archive.runs, at, digests, old, tell)
-    for one in made.values():
+    stays = {run.name: old[run.name] for run in archive.runs if _stays(asked.output, run, at, digests, old)}
+    anew = [run for run in archive.runs if run.name not in stays]
+    with _being_made(asked.output, anew, at, digests) as being_made:
+        _charts(pages, before.charts)
+        judged = [decide(one, Evidence(archive, kept)) for one in loaded]
+        tried = [experiment(suite, archive) for suite in asked.suites]
+        fresh: dict[str, _Run] = {}
+        for run, one in zip(anew, being_made, strict=True):
+            fresh[run.name] = one
+            tell(f"run {len(fresh)} of {len(anew)}: {run.name}")
+    made = {run.name: (stays | fresh)[run.name] for run in archive.runs}
+    for name, one in made.items():
+        at[name].cases.update(one.cases)
         pages.made.update(one.made)
     tell("decisions and experiments")
     with debug_mode(False):  # else half of this time goes into checking the plots, as the tests do already
@@ -120,7 +130,7 @@ def build(asked: Asked, tell: Callable[[str], None] = lambda said: None) -> Buil
     mark = _Made(key=key, source=source, charts=charts_of(), made=sorted(pages.made), runs=made)
     pages.put(MARK, as_json(mark))
     named = [said for one in made.values() for said in one.listed["left_out"]]
-    return Built(asked.output / "index.html", len(made), anew, len(mark.made), [*left_out, *named])
+    return Built(asked.output / "index.html", len(made), len(anew), len(mark.made), [*left_out, *named])
 
 
 def _before(output: Path) -> _Made:
@@ -171,43 +181,31 @@ def _texts(asked: Asked) -> list[str]:
     return [*(path.read_text("utf-8", "replace") for path in files), repr(asked.suites), repr(asked.summaries)]
 
 
-def _runs(
-    output: Path,
-    kept: Sequence[Kept],
-    at: Mapping[str, Address],
-    digests: Mapping[str, str],
-    old: Mapping[str, _Run],
-    tell: Callable[[str], None],
-) -> tuple[dict[str, _Run], int]:
-    """The pages of runs, by name, and of how many they were made: those whose files are not as they were."""
-    made: dict[str, _Run] = {}
-    todo: list[Kept] = []
-    for run in kept:
-        was = old.get(run.name)
-        if was is not None and (was.digest, was.slug) == (digests[run.name], at[run.name].slug) and _there(output, was):
-            at[run.name].cases.update(was.cases)
-            made[run.name] = was
-        else:
-            todo.append(run)
-    for i, one in enumerate(_each(output, todo, at, digests), start=1):
-        made[one.listed["name"]] = one
-        at[one.listed["name"]].cases.update(one.cases)
-        tell(f"run {i} of {len(todo)}: {one.listed['name']}")
-    return {run.name: made[run.name] for run in kept}, len(todo)
+def _stays(
+    output: Path, run: Kept, at: Mapping[str, Address], digests: Mapping[str, str], old: Mapping[str, _Run]
+) -> bool:
+    """Whether the pages of a run are there, made of the files that it has now."""
+    was = old.get(run.name)
+    if was is None or (was.digest, was.slug) != (digests[run.name], at[run.name].slug):
+        return False
+    return all((output / path).is_file() for path in was.made)
 
 
-def _there(output: Path, one: _Run) -> bool:
-    return all((output / path).is_file() for path in one.made)
-
-
-def _each(output: Path, todo: Sequence[Kept], at: Mapping[str, Address], digests: Mapping[str, str]) -> Iterator[_Run]:
-    tasks = [(output, run.store.path, run.name, at[run.name].slug, digests[run.name]) for run in todo]
+@contextmanager
+def _being_made(
+    output: Path, anew: Sequence[Kept], at: Mapping[str, Address], digests: Mapping[str, str]
+) -> Iterator[Iterator[_Run]]:
+    """The pages of runs, in this order: where they are many, other processes make them while the caller does more."""
+    tasks = [(output, run.store.path, run.name, at[run.name].slug, digests[run.name]) for run in anew]
     if len(tasks) <= FEW:
-        yield from map(_one, tasks)
+        yield map(_one, tasks)
         return
-    workers = min(WORKERS, os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        yield from pool.map(_one, tasks)
+    with ProcessPoolExecutor(min(WORKERS, os.cpu_count() or 1), get_context("spawn"), gc.freeze) as pool:
+        try:
+            yield pool.map(_one, tasks)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _one(task: tuple[Path, Path, str, str, str]) -> _Run:
