@@ -22,6 +22,7 @@ import shlex
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,9 @@ def main() -> None:
             parser.error(f"--{name} {getattr(asked, name)}: at least 1")
     made = {
         "command": shlex.join(["python", "examples/decoder_block.py", *sys.argv[1:]]),
-        "asked": {name: value for name, value in vars(asked).items() if name not in ("json", "again")},
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "asked": {name: value for name, value in vars(asked).items() if name not in ("json", "again")}
+        | {"dtype": "bfloat16"},
         "runs": [apart(asked, replicate) for replicate in range(asked.processes)],
         "environment": environment.describe(torch.device(asked.device)).model_dump(mode="json"),
     }

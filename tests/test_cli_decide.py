@@ -107,7 +107,7 @@ def test_the_matrix_has_a_line_for_each_by_domain(place: Place) -> None:
         ["Fused", "Measured", "1", "of", "1", "-", "2026-11-10", "counted"],
         ["Fused", "Caveated", "2", "of", "2", "0", "of", "1", "2026-11-20", "fused"],
     ]
-    assert "Fused is Caveated: holds in 0 of 1 row: “outside is so” (boundary)." in lines
+    assert "Fused is Caveated: holds in 0 of 1 row, does not hold in 1: “outside is so” (boundary)." in lines
     assert "Fused is Measured: figures show it in 1 of 1 row, and no call says so." in lines
 
 
@@ -195,6 +195,10 @@ def _edit(was: str, is_: str) -> Callable[[Place], None]:
         ),
         (lambda place: place.write(over={"at_least": 3}), "Fused is Rejected, it was Caveated"),
         (lambda place: (place.decisions / "counted.toml").unlink(), "Fused is gone; it was Measured"),
+        (
+            lambda place: kept(place.evidence, "older", USUAL | {FUSED: 0.4}, day=5),
+            "older runs say holds (old), does not hold (older), and said holds (old)",
+        ),
     ],
 )
 def test_check_fails_where_what_is_committed_does_not_follow(
@@ -219,7 +223,6 @@ def test_without_check_a_change_is_told_and_no_more(place: Place) -> None:
 
 def test_runs_that_change_nothing_leave_it_as_it_is(place: Place) -> None:
     kept(place.evidence, "quick", USUAL | {FUSED: 0.4}, day=25, quick=True)
-    kept(place.evidence, "older", USUAL | {FUSED: 0.4}, day=5)
     kept(
         place.evidence,
         "other",

@@ -39,7 +39,7 @@ TODAY = date(2026, 11, 29)
 def boundary(parent: Path, as_of: date = TODAY, **claims: Mapping[str, object]) -> dict[str, list[str]]:
     """The sentences of a decision, by what they are about."""
     one = judged(parent, **claims)
-    return by_subject(of_decision(one.decided, one.selected, Archive([parent]), as_of))
+    return by_subject(of_decision(one, Archive([parent]), as_of))
 
 
 def by_subject(bounds: Sequence[Bound]) -> dict[str, list[str]]:
@@ -94,6 +94,16 @@ def test_cases_that_no_run_may_speak_for_are_a_line(tmp_path: Path) -> None:
     kept(tmp_path / "runs", "few", cases=[Case.parse("rmsnorm-8x64-float16")], processes=4)
     (said,) = boundary(tmp_path / "runs", a={})["runs"]
     assert said == "No run may speak for rmsnorm-8x64-float16 on a GPU: few measured it in 4 processes, 5 are needed."
+
+
+def test_what_an_older_run_decides_otherwise_is_a_line(tmp_path: Path) -> None:
+    slow = USUAL | {FUSED: 0.4}
+    for day, times in enumerate((slow, USUAL, slow, USUAL), start=20):
+        kept(tmp_path / "runs", f"run-{day}", times, day=day)
+    both = boundary(tmp_path / "runs", a={}, open={"boundary": True, "baseline": NATIVE, "series": "eager"})
+    assert both["runs"] == [
+        f"“a is so” at {CASE.name}: holds by run-23, the newest run; does not hold by the older run-22 (0.5), run-20 (0.5)."
+    ]
 
 
 def test_shapes_are_told_by_operator_pass_and_dtype(tmp_path: Path) -> None:

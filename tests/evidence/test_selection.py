@@ -10,11 +10,11 @@ from made import CASE, CPU, FUSED, WALL
 from speaking import CLEAN, COMPILE, EAGER, NATIVE, OTHER, USUAL, kept, summed
 
 from norm_fusion.evidence.archive import LONGEST, Archive, Kept, moment
-from norm_fusion.evidence.selection import Selected, refusals, select, unheard
+from norm_fusion.evidence.selection import OLDER, Selected, older, refusals, select, unheard
 from norm_fusion.evidence.verdicts import RULE
 from norm_fusion.records import SCHEMA, HarnessReport, Status
 from norm_fusion.runs.files import as_json
-from norm_fusion.runs.store import RunStore
+from norm_fusion.runs.store import SUMMED, SUMS, RunStore
 from norm_fusion.spec import FEWEST, Case
 
 SMALL = Case.parse("rmsnorm-8x64-float16")
@@ -90,7 +90,21 @@ GATES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: kept(p, "new", day=2, of=CLEAN.model_copy(update={"platform": "x" * (LONGEST + 1)})),
         "is damaged: its environment has a text of 301 characters",
     ),
+    "no hashes": (lambda p: _without_hashes(p), "has no hashes of its files"),
+    "older than hashes": (lambda p: _of_schema_2(p), "has no hashes of its files"),
 }
+
+
+def _without_hashes(parent: Path) -> None:
+    store = kept(parent, "new", day=2)
+    (store.path / SUMS).unlink()
+
+
+def _of_schema_2(parent: Path) -> None:
+    store = kept(parent, "new", day=2)
+    store.write_manifest(store.manifest().model_copy(update={"schema_version": SUMMED - 1}))
+
+
 MISSING = {"status": Status.UNAVAILABLE, "reason": "r", "series": [], "max_rel_error": None}
 
 
@@ -103,6 +117,20 @@ def test_a_gate_lets_the_next_one_speak_and_says_why(tmp_path: Path, gate: str) 
     assert says in passed_over(tmp_path, profiles=[FUSED, NATIVE])["new"]
     (why,) = refusals(Archive([tmp_path]).runs, CASE.name, [FUSED, NATIVE])
     assert why.startswith("new ") and says in why
+
+
+def test_older_runs_are_asked_that_pass_the_same_gates_and_not_more_than_eight(tmp_path: Path) -> None:
+    kept(tmp_path, "quick", day=27, quick=True)
+    kept(tmp_path, "new", day=26)
+    kept(tmp_path, "few", day=25, processes=4)
+    kept(tmp_path, "lacking", {EAGER: 0.2, FUSED: 0.1}, day=24)
+    for day in range(1, OLDER + 3):
+        kept(tmp_path, f"old-{day:02}", FAST if day % 2 else SLOW, day=day)
+    (one,) = _select(tmp_path, profiles=[FUSED, NATIVE])
+    found = older(one, [FUSED, NATIVE])
+    assert one.run.name == "new"
+    assert [other.run.name for other in found] == [f"old-{day:02}" for day in range(OLDER + 2, 2, -1)]
+    assert {(other.case, other.gpu) for other in found} == {(CASE.name, "a GPU")}
 
 
 def test_what_is_not_asked_for_need_not_be_there(tmp_path: Path) -> None:

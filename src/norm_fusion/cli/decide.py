@@ -136,7 +136,7 @@ def _show(one: Judged, evidence: Evidence, day: date) -> None:
     from norm_fusion.report import decided as view
     from norm_fusion.report.sheet import PIPE_WIDTH
 
-    boundary = of_decision(one.decided, one.selected, evidence.archive, day)
+    boundary = of_decision(one, evidence.archive, day)
     ending = expires(one.decision, one.decided)
     view.show_decision(console(PIPE_WIDTH), one.decided, boundary, ending, one.selected)
 

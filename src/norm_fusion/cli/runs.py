@@ -124,10 +124,9 @@ def _verify(run: RunArgument, output: OutputOption = Path("runs")) -> None:
         _name("norm-fusion verify", odd, "is not as it was written")
         if odd:
             raise typer.Exit(1)
-        typer.echo(
-            f"{run}: {files} files of records, samples and counters are as they were written, and {len(records)} "
-            "records follow from their samples"
-        )
+        whole = f"{files} files of records, samples and counters are as they were written, and"
+        unknown = "its files have no hashes, so that nobody can tell whether they are as they were written;"
+        typer.echo(f"{run}: {whole if files else unknown} {len(records)} records follow from their samples")
 
 
 @lab.command("show", epilog=LEFT_OUT)

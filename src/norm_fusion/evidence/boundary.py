@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from datetime import date
 
 from norm_fusion.evidence.archive import Archive, moment
+from norm_fusion.evidence.deciding import Judged
 from norm_fusion.evidence.decisions import FASTEST
 from norm_fusion.evidence.selection import Selected
-from norm_fusion.records import Decided, DecidedRow, HarnessReport, Standing, Status
+from norm_fusion.records import Decided, HarnessReport, Standing, Status
 from norm_fusion.spec import CONTROL, FUSED_OF, ITEMSIZE, ROOF, TORCH, Case, Pass, SpecError, is_users
 
 # Older evidence is said to be old; a decision may expire sooner.
@@ -33,11 +34,13 @@ class Bound:
     sentence: str
 
 
-def of_decision(decided: Decided, selected: Sequence[Selected], archive: Archive, as_of: date) -> list[Bound]:
+def of_decision(judged: Judged, archive: Archive, as_of: date) -> list[Bound]:
     """What a decision's evidence does not cover."""
+    decided, selected = judged.decided, judged.selected
     made = [Bound("undecided", said) for said in _standing(decided)]
+    made += [Bound("runs", said) for said in _disputed(decided)]
     made += [Bound("runs", said) for said in decided.unheard]
-    made += _of_examples(decided, selected, archive, as_of)
+    made += _of_examples(judged, archive, as_of)
     if selected:
         made += _covered(selected, _compared(decided, selected), archive, as_of)
     return made
@@ -53,6 +56,17 @@ def _standing(decided: Decided) -> Iterator[str]:
                 part = f"{standing.value} in {len(rows)} of {len(claim.rows)} rows"
                 count = everywhere if len(rows) == len(claim.rows) else part
                 yield f"“{claim.says}”: {count} ({why}): {named([row.case for row in rows])}."
+
+
+def _disputed(decided: Decided) -> Iterator[str]:
+    """The rows of which an older run that passes the gates says otherwise: the newest speaks, whatever it says."""
+    for claim in decided.claims:
+        for row in claim.rows:
+            for standing in dict.fromkeys(one.standing for one in row.disputed):
+                those = [one for one in row.disputed if one.standing is standing]
+                told = [one.run + ("" if one.value is None else f" ({one.value:.3g})") for one in those]
+                now = f"{row.standing.value} by {row.run}, the newest run"
+                yield f"“{claim.says}” at {row.case}: {now}; {standing.value} by the older {named(told)}."
 
 
 def _compared(decided: Decided, selected: Sequence[Selected]) -> dict[str, set[str]]:
@@ -88,21 +102,18 @@ def _covered(
     return made
 
 
-def _of_examples(decided: Decided, selected: Sequence[Selected], archive: Archive, as_of: date) -> Iterator[Bound]:
-    """Of rows that no run tells of: an example is of one size and machine, and does not say when it was measured."""
-    runs = {(one.run.name, one.case) for one in selected}
-    rows = [row for claim in decided.claims for row in claim.rows if (row.run, row.case) not in runs]
-    examples: dict[tuple[str, str, str], list[DecidedRow]] = {}
-    for row in rows:
-        examples.setdefault((row.run, row.case, row.gpu), []).append(row)
-    for (name, case, gpu), mine in examples.items():
-        count = min(row.processes for row in mine)
-        said = f"The example {name} is of {case}, in {count} process{'' if count == 1 else 'es'}, and of no other size"
-        yield Bound("shapes", f"{said}; it has no control, and no correctness is judged.")
+def _of_examples(judged: Judged, archive: Archive, as_of: date) -> Iterator[Bound]:
+    """Of rows that no run tells of: an example is of one size and one machine."""
+    measured = {one.gpu for one in judged.selected}
+    for one in judged.examples:
+        gpu, count = one.environment.device_name, len(one.runs)
+        said = f"The example {one.name} is of {one.case}, in {count} process{'' if count == 1 else 'es'}"
+        yield Bound("shapes", f"{said}, and of no other size; it has no control, and no correctness is judged.")
         yield Bound("GPUs", f"It was measured on {gpu} alone: nothing here says how another model of GPU would do.")
-        yield Bound("age", "Nothing tells when it was measured: its age is not judged.")
-        if gpu not in {one.gpu for one in selected}:
-            yield _harness(gpu, as_of, archive)
+        dated = _aged([day(one.started_at)], as_of) if one.started_at else None
+        yield dated or Bound("age", "Nothing tells when it was measured: its age is not judged.")
+        if gpu not in measured:
+            yield _harness(gpu, as_of if one.started_at is None else day(one.started_at), archive)
 
 
 def _case(name: str) -> Case | None:
@@ -198,7 +209,11 @@ def _newest(selected: Sequence[Selected], gpu: str) -> date:
 
 
 def _age(selected: Sequence[Selected], as_of: date) -> Bound:
-    days = sorted({day(one.run.manifest.started_at) for one in selected})
+    return _aged(sorted({day(one.run.manifest.started_at) for one in selected}), as_of)
+
+
+def _aged(days: Sequence[date], as_of: date) -> Bound:
+    """`days`: when it was measured, sorted."""
     when = f"on {days[0]}" if days[0] == days[-1] else f"from {days[0]} to {days[-1]}"
     if days[-1] > as_of:
         after = "after" if days[0] == days[-1] else "not wholly before"

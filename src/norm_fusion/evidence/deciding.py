@@ -12,7 +12,8 @@ and a decision, the first that matches, by the claims that it rests on and those
 
     Rejected    of a claim that it rests on at least as many rows do not hold as hold
     Supported   every row of every claim holds, those of the boundary too
-    Measured    nothing is called either way: figures show it, or all is undecided
+    Measured    no call decides a row of what it rests on: figures show it, or all is undecided; a boundary that does
+                not hold is named
     Caveated    the rest: it holds in part, and the rows where it does not are named
 
 A change of any of this is a new DECIDING: `norm-fusion decide` then says which decisions it changed.
@@ -42,6 +43,7 @@ class Judged:
     decision: Decision
     decided: Decided
     selected: Sequence[Selected]
+    examples: Sequence[Example] = ()
 
 
 def ledger(judged: Sequence[Judged]) -> Ledger:
@@ -58,11 +60,11 @@ def decide(decision: Decision, evidence: Evidence) -> Judged:
     """
     claims: list[DecidedClaim] = []
     selected: dict[tuple[str, str], Selected] = {}
-    kept: list[Example] = []
+    kept: dict[str, Example] = {}
     for claim in decision.claims:
         rows, sources = rows_of(decision, claim, evidence)
         selected |= {(one.run.name, one.case): one for one in sources if isinstance(one, Selected)}
-        kept += [one for one in sources if isinstance(one, Example)]
+        kept |= {one.name: one for one in sources if isinstance(one, Example)}
         claims.append(
             DecidedClaim(
                 name=claim.name,
@@ -77,8 +79,10 @@ def decide(decision: Decision, evidence: Evidence) -> Judged:
             )
         )
     status, why = status_of(claims)
-    environments = [one.environment for one in selected.values()] + [one.environment for one in kept]
-    dates = sorted((one.run.manifest.started_at for one in selected.values()), key=lambda at: moment(at) or EARLIEST)
+    environments = [one.environment for one in selected.values()] + [one.environment for one in kept.values()]
+    dates = [one.run.manifest.started_at for one in selected.values()]
+    dates += [one.started_at for one in kept.values() if one.started_at]
+    dates.sort(key=lambda at: moment(at) or EARLIEST)
     made = Decided(
         name=decision.name,
         title=decision.title,
@@ -98,7 +102,7 @@ def decide(decision: Decision, evidence: Evidence) -> Judged:
         latest=dates[-1] if dates else None,
         unheard=list(unspoken(decision.claims, evidence)),
     )
-    return Judged(decision, made, list(selected.values()))
+    return Judged(decision, made, list(selected.values()), list(kept.values()))
 
 
 def status_of(claims: Sequence[DecidedClaim]) -> tuple[DecisionStatus, str]:
@@ -114,18 +118,19 @@ def status_of(claims: Sequence[DecidedClaim]) -> tuple[DecisionStatus, str]:
         shown = standing.count(Standing.SHOWN)
         said = f"figures show it in {shown} of {_rows(len(standing))}, and no call says so" if shown else ""
         undecided = f"{len(standing) - shown} of {_rows(len(standing))} undecided" if shown < len(standing) else ""
-        return DecisionStatus.MEASURED, "; ".join(filter(None, (said, undecided)))
+        beyond = [_named(claim) for claim in claims if claim.boundary and claim.count(Standing.FAILS)]
+        return DecisionStatus.MEASURED, "; ".join(filter(None, (said, undecided, *beyond)))
     short = [claim for claim in claims if claim.count(Standing.HOLDS) < len(claim.rows)]
     if not short:
         return DecisionStatus.SUPPORTED, f"every claim holds in every row, {len(standing)} of what it rests on"
-    named = "; ".join(f"{_counted(claim)}: {_quoted_says(claim)}" for claim in short)
-    return DecisionStatus.CAVEATED, named
+    return DecisionStatus.CAVEATED, "; ".join(map(_named, short))
 
 
-def _counted(claim: DecidedClaim) -> str:
-    shown = claim.count(Standing.SHOWN)
-    by_figures = f" and is shown in {shown}" if shown else ""
-    return f"holds in {claim.count(Standing.HOLDS)}{by_figures} of {_rows(len(claim.rows))}"
+def _named(claim: DecidedClaim) -> str:
+    """How many rows hold, are undecided and do not hold, and of what."""
+    words = {Standing.SHOWN: "is shown", Standing.OPEN: "is undecided", Standing.FAILS: "does not hold"}
+    others = "".join(f", {said} in {count}" for one, said in words.items() if (count := claim.count(one)))
+    return f"holds in {claim.count(Standing.HOLDS)} of {_rows(len(claim.rows))}{others}: {_quoted_says(claim)}"
 
 
 def _rows(count: int) -> str:

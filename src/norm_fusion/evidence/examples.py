@@ -39,6 +39,7 @@ class Example(BaseModel):
     asked: dict[str, Any]
     runs: list[_Process]
     environment: Environment
+    started_at: str | None = None  # ISO 8601
 
     @model_validator(mode="after")
     def _there(self) -> Example:
@@ -54,9 +55,9 @@ class Example(BaseModel):
         """What was measured, in words."""
         told = {name: str(value)[:LONGEST] for name, value in self.asked.items()}
         passes = "forward and backward" if self.asked.get("backward") else "forward"
-        return (
-            f"{told.get('model', self.name)} block, hidden {told.get('hidden')}, {told.get('tokens')} tokens, {passes}"
-        )
+        dtype = f", {told['dtype']}" if "dtype" in told else ""
+        sizes = f"hidden {told.get('hidden')}, {told.get('tokens')} tokens"
+        return f"{told.get('model', self.name)} block, {sizes}{dtype}, {passes}"
 
     @property
     def short_of(self) -> str | None:

@@ -65,6 +65,8 @@ def _changed(was: Decided, now: Decided) -> Iterator[str]:
                 yield f"{where}: {_told(row)}, it was {_told(old)}"
             elif not alike((old.value, old.low, old.high), (row.value, row.low, row.high)):
                 yield f"{where}: its figures are others, and the run has the same name"
+            elif [(o.run, o.standing) for o in old.others] != [(o.run, o.standing) for o in row.others]:
+                yield f"{where}: older runs say {_older(row)}, and said {_older(old)}"
     for name, case, gpu in before:
         yield f"{now.title}, {name}, {case} on {gpu} is gone"
     for said in now.unheard:
@@ -92,6 +94,10 @@ def _claimed(where: str, was: DecidedClaim | None, now: DecidedClaim) -> Iterato
 def _told(row: DecidedRow) -> str:
     over = f" over {row.baseline}" if row.baseline else ""
     return f"{row.standing.value}{f' ({row.label})' if row.label else ''}{over} by {row.run}"
+
+
+def _older(row: DecidedRow) -> str:
+    return ", ".join(f"{one.standing.value} ({one.run})" for one in row.others) or "nothing"
 
 
 def unlike(before: Ledger | None, after: Ledger) -> list[str]:

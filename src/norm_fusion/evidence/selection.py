@@ -5,7 +5,7 @@ results would find what he looked for. A change of them is a new SELECTION.
 
     finished    it says when it began, ended by itself, and is no quick run
     clean       on GPUs, of a commit, without uncommitted changes
-    whole       no file of it is missing, edited or unreadable
+    whole       its files have hashes, and none of them is missing, edited or unreadable
     there       the case was measured, by as many processes as the protocol begins with (FEWEST, step 13), with those
                 whom the claim compares
 """
@@ -14,14 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from norm_fusion.evidence.archive import EARLIEST, LONGEST, Kept
 from norm_fusion.evidence.pool import quoted
 from norm_fusion.records import Environment, Manifest, Record, Status
+from norm_fusion.runs.store import SUMMED
 from norm_fusion.spec import FEWEST
 
 # 2: the model of each case's own card; the fastest PyTorch is of runs with the native and the compiled one.
-SELECTION = 2
+# 3: a run whose files have no hashes does not speak.
+SELECTION = 3
+OLDER = 8  # runs that are asked what they say of a row besides the one that speaks
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,12 @@ def select(runs: Sequence[Kept], case: str, profiles: Collection[str] = (), coun
     """
     chosen, others = _sorted_out(runs, case, profiles, counted)
     return [Selected(case, gpu, run, others.get(gpu, ()), counted) for gpu, run in sorted(chosen.items())]
+
+
+def older(one: Selected, profiles: Collection[str] = ()) -> list[Selected]:
+    """The newest OLDER of the runs that were passed over for their age alone."""
+    passing = (run for run, _ in one.passed_over if refused(run, one.case, profiles, one.counted) is None)
+    return [Selected(one.case, one.gpu, run, counted=one.counted) for run in islice(passing, OLDER)]
 
 
 def speaking(selected: Sequence[Selected]) -> list[Kept]:
@@ -114,6 +124,8 @@ def refused(run: Kept, case: str, profiles: Collection[str], counted: bool) -> s
         return "was not measured on a GPU"
     if any(where.commit is None or where.dirty is not False for where in manifest.environments):
         return "was measured with uncommitted changes, or by code of no known commit"
+    if manifest.schema_version < SUMMED or not run.store.sum_lines():
+        return "has no hashes of its files, so that nobody can tell whether they are whole"
     if run.odd is not None or run.conclusions is None or run.left_out:
         return f"is damaged: {run.odd or (*run.left_out, 'nothing of it can be judged')[0]}"
     if counted:

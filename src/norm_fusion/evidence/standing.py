@@ -10,9 +10,9 @@ from norm_fusion.evidence.archive import Archive
 from norm_fusion.evidence.claims import fastest
 from norm_fusion.evidence.decisions import COUNTED, FASTEST, RATED, SERIES, SPEEDUP, Cases, Claimed, Decision
 from norm_fusion.evidence.examples import Example
-from norm_fusion.evidence.selection import Selected, refusals, select, unheard
+from norm_fusion.evidence.selection import Selected, older, refusals, select, unheard
 from norm_fusion.evidence.verdicts import RULES, Side
-from norm_fusion.records import Call, Code, DecidedRow, Label, Record, Standing, Status
+from norm_fusion.records import Call, Code, DecidedRow, Label, Otherwise, Record, Standing, Status
 
 DECIDED = (Label.SUPPORTED, Label.REGRESSION, Label.NO_DIFFERENCE, Label.INCONCLUSIVE)  # by their interval
 # Without these nobody knows which PyTorch is the fastest: the operator as it is, and compiled.
@@ -42,7 +42,12 @@ def rows_of(
         example = _example(decision, claim, evidence)
         return [_of_example(claim, example)], [example]
     found = _selected(decision, claim, evidence)
-    return [_row(claim, one) for one in found], [*found]
+    rows = []
+    for one in found:
+        others = [_row(claim, other) for other in older(one, _needed(claim, one.case))]
+        told = [Otherwise(run=row.run, value=row.value, label=row.label, standing=row.standing) for row in others]
+        rows.append(_row(claim, one).model_copy(update={"others": told}))
+    return rows, [*found]
 
 
 def _selected(decision: Decision, claim: Claimed, evidence: Evidence) -> list[Selected]:
@@ -229,8 +234,9 @@ def _of_example(claim: Claimed, example: Example) -> DecidedRow:
     """
     call = example.called(claim.profile, claim.baseline, SERIES[claim.series])
     standing, reason = _by_interval(claim, call)
-    if example.short_of and standing is Standing.HOLDS:
-        standing, reason = Standing.SHOWN, f"{reason}; it {example.short_of}"
+    if example.short_of:
+        standing = Standing.SHOWN if standing is Standing.HOLDS else standing
+        reason = f"{reason}; it {example.short_of}"
     return DecidedRow(
         case=example.case,
         gpu=example.environment.device_name,

@@ -27,6 +27,15 @@ class DecisionStatus(StrEnum):
     REJECTED = "Rejected"
 
 
+class Otherwise(Stored):
+    """What an older run that passes the same gates says of a row."""
+
+    run: str
+    value: FiniteFloat | None = None
+    label: str | None = None
+    standing: Standing
+
+
 class DecidedRow(Stored):
     """One case on one model of GPU, as a claim's evidence."""
 
@@ -42,6 +51,13 @@ class DecidedRow(Stored):
     processes: int = 0
     standing: Standing
     reason: str
+    others: list[Otherwise] = Field(default_factory=list)
+
+    @property
+    def disputed(self) -> list[Otherwise]:
+        """Those of the others that decide it, and not as it stands."""
+        deciding = (Standing.HOLDS, Standing.SHOWN, Standing.FAILS)
+        return [one for one in self.others if one.standing in deciding and one.standing is not self.standing]
 
 
 class DecidedClaim(Stored):

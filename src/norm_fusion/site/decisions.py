@@ -56,7 +56,7 @@ def write(
             "decision.html",
             one=one.decided,
             claims=[(claim, wanted(claim), _lines(one, claim, at, path)) for claim in one.decided.claims],
-            boundary=of_decision(one.decided, one.selected, archive, as_of),
+            boundary=of_decision(one, archive, as_of),
             expires=expires(one.decision, one.decided),
             expired=list(expired(one.decision, one.decided, as_of, {})),
             experiments=[
