@@ -30,7 +30,7 @@ from norm_fusion.evidence.examples import Example
 from norm_fusion.evidence.selection import SELECTION, Selected
 from norm_fusion.evidence.standing import Evidence, rows_of, unspoken
 from norm_fusion.evidence.verdicts import RULE
-from norm_fusion.records import Decided, DecidedClaim, DecisionStatus, Ledger, Standing
+from norm_fusion.records import Decided, DecidedClaim, DecisionStatus, Ledger, Standing, tally
 
 # 2: what is wrong or failed does not hold; an example that a gate of runs would not let pass is shown.
 DECIDING = 2
@@ -127,10 +127,7 @@ def status_of(claims: Sequence[DecidedClaim]) -> tuple[DecisionStatus, str]:
 
 
 def _named(claim: DecidedClaim) -> str:
-    """How many rows hold, are undecided and do not hold, and of what."""
-    words = {Standing.SHOWN: "is shown", Standing.OPEN: "is undecided", Standing.FAILS: "does not hold"}
-    others = "".join(f", {said} in {count}" for one, said in words.items() if (count := claim.count(one)))
-    return f"holds in {claim.count(Standing.HOLDS)} of {_rows(len(claim.rows))}{others}: {_quoted_says(claim)}"
+    return f"{tally(claim.rows)}: {_quoted_says(claim)}"
 
 
 def _rows(count: int) -> str:

@@ -11,7 +11,16 @@ Units are in the names. What was not measured is null, with its reason, never 0.
 from norm_fusion.records.base import SCHEMA, Cache, Status, Stored, Timer, first_line
 from norm_fusion.records.checked import HarnessCheck, HarnessReport
 from norm_fusion.records.counted import Counters, KernelCounters
-from norm_fusion.records.decided import Decided, DecidedClaim, DecidedRow, DecisionStatus, Ledger, Otherwise, Standing
+from norm_fusion.records.decided import (
+    Decided,
+    DecidedClaim,
+    DecidedRow,
+    DecisionStatus,
+    Ledger,
+    Otherwise,
+    Standing,
+    tally,
+)
 from norm_fusion.records.environment import Conditions, Environment, began_at
 from norm_fusion.records.judged import Call, Conclusions, Label
 from norm_fusion.records.manifest import Manifest
@@ -48,4 +57,5 @@ __all__ = [
     "Timer",
     "began_at",
     "first_line",
+    "tally",
 ]

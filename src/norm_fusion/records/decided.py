@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from enum import StrEnum
 
 from pydantic import Field, FiniteFloat
@@ -58,6 +60,14 @@ class DecidedRow(Stored):
         """Those of the others that decide it, and not as it stands."""
         deciding = (Standing.HOLDS, Standing.SHOWN, Standing.FAILS)
         return [one for one in self.others if one.standing in deciding and one.standing is not self.standing]
+
+
+def tally(rows: Sequence[DecidedRow]) -> str:
+    """`holds in 3 of 5 rows, is undecided in 1, does not hold in 1`."""
+    words = {Standing.SHOWN: "is shown", Standing.OPEN: "is undecided", Standing.FAILS: "does not hold"}
+    counted = Counter(row.standing for row in rows)
+    others = "".join(f", {said} in {counted[one]}" for one, said in words.items() if counted[one])
+    return f"holds in {counted[Standing.HOLDS]} of {len(rows)} row{'' if len(rows) == 1 else 's'}{others}"
 
 
 class DecidedClaim(Stored):

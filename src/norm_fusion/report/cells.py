@@ -27,6 +27,7 @@ from norm_fusion.report.rows import (
 )
 from norm_fusion.spec import CONTROL, ROOF, Case, SpecError
 
+OPERATOR = "torch-native"  # what most would call: PyTorch's own operator
 # How a label is shown: its class in templates/style.css.
 MARKS = {label: label.value.replace(" ", "-") for label in Label}
 
@@ -296,6 +297,7 @@ def glance(rows: Sequence[Row], timers: Timers) -> Iterator[dict[str, object]]:
             "p50": _quoted(duration(mine.latency.p50_ms), mine.latency.timer, timers.latency, mine.latency.key),
             "share": _rates(mine, timers)[1],
             "baseline": _brief(mine, baseline, group),
+            "operator": _brief(mine, OPERATOR, group) if baseline != OPERATOR else None,
             "fastest": _brief(mine, best.profile if best else None, group),
             "eager": _brief(mine, eager.profile if eager else None, group, eager=True) if gpu else None,
             "regime": mine.regime or "",

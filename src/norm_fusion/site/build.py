@@ -31,7 +31,7 @@ from norm_fusion.runs.files import as_json
 from norm_fusion.runs.store import RunStore
 from norm_fusion.runs.suites import Suite
 from norm_fusion.site import comparing, decisions, experiments, runs
-from norm_fusion.site.findings import AGAINST, verdicts
+from norm_fusion.site.findings import AGAINST, answered
 from norm_fusion.site.pages import CHARTS, Pages, charts, charts_of
 from norm_fusion.site.runs import Address
 from norm_fusion.spec import SpecError
@@ -291,7 +291,7 @@ def _first(page: experiments.Page, at: Mapping[str, Address]) -> dict[str, Any]:
     """The question that the site opens with."""
     return {
         "question": page.experiment.suite.question,
-        "verdicts": list(verdicts(page.rows)),
+        "answers": list(answered(page.rows)),
         "against": AGAINST,
         "gpu": page.gpu,
         "latest": page.runs[0].manifest.started_at,

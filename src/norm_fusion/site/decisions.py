@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -11,8 +11,8 @@ from norm_fusion.evidence.boundary import of_decision
 from norm_fusion.evidence.deciding import Judged
 from norm_fusion.evidence.decisions import SERIES
 from norm_fusion.evidence.expiry import expired, expires
-from norm_fusion.records import Decided, DecidedClaim, DecidedRow, DecisionStatus
-from norm_fusion.report.decided import held, value, wanted
+from norm_fusion.records import Decided, DecidedClaim, DecidedRow, DecisionStatus, Standing, tally
+from norm_fusion.report.decided import value, wanted
 from norm_fusion.report.rows import case_title, span
 from norm_fusion.site.pages import Pages, up
 from norm_fusion.site.runs import Address
@@ -34,10 +34,16 @@ class Line:
     url: str | None
     run_url: str | None
 
+    older: Sequence[tuple[str, str, str]]  # what older runs say: class, words, which runs
+
     @property
     def mark(self) -> str:
         """Its class in the style sheet."""
-        return self.row.standing.value.replace(" ", "-")
+        return mark(self.row.standing)
+
+
+def mark(standing: Standing) -> str:
+    return standing.value.replace(" ", "-")
 
 
 def write(
@@ -55,7 +61,9 @@ def write(
             path,
             "decision.html",
             one=one.decided,
-            claims=[(claim, wanted(claim), _lines(one, claim, at, path)) for claim in one.decided.claims],
+            claims=[
+                (claim, wanted(claim), tally(claim.rows), _lines(one, claim, at, path)) for claim in one.decided.claims
+            ],
             boundary=of_decision(one, archive, as_of),
             expires=expires(one.decision, one.decided),
             expired=list(expired(one.decision, one.decided, as_of, {})),
@@ -84,8 +92,18 @@ def _lines(one: Judged, claim: DecidedClaim, at: Mapping[str, Address], path: st
             url = f"{up(path)}{address.page}#h-counters"
         interval = "" if row.low is None or row.high is None else span(row.low, row.high)
         run = None if address is None else up(path) + address.page
-        lines.append(Line(row, case_title(row.case), value(claim, row), interval, url, run))
+        lines.append(Line(row, case_title(row.case), value(claim, row), interval, url, run, list(_older(claim, row))))
     return lines
+
+
+def _older(claim: DecidedClaim, row: DecidedRow) -> Iterator[tuple[str, str, str]]:
+    """What older runs say, by how the row stands in them, with the smallest and the largest of their figures."""
+    for standing in dict.fromkeys(one.standing for one in row.others):
+        those = [one for one in row.others if one.standing is standing]
+        ends = sorted(one.value for one in those if one.value is not None)
+        figures = [value(claim, row.model_copy(update={"value": end})) for end in dict.fromkeys(ends[:1] + ends[-1:])]
+        words = f"{standing.value} in {len(those)}" + (f": {' to '.join(figures)}" if figures else "")
+        yield mark(standing), words, ", ".join(one.run for one in those)
 
 
 def _speaking(
@@ -115,6 +133,7 @@ def matrix(decided: Sequence[Decided]) -> list[tuple[str, list[list[Decided]]]]:
 
 
 def summary(one: Decided) -> str:
-    """`5 of 5 rows, boundary 8 of 19`."""
-    outer = held(one, boundary=True)
-    return f"{held(one, boundary=False)} rows hold" + (f"; {outer} at its boundary" if outer != "-" else "")
+    """`Holds in 5 of 5 rows; at its boundary holds in 8 of 20 rows, is undecided in 12`."""
+    inner, outer = ([row for c in one.claims if c.boundary is beyond for row in c.rows] for beyond in (False, True))
+    said = tally(inner) + (f"; at its boundary {tally(outer)}" if outer else "")
+    return said[:1].upper() + said[1:]

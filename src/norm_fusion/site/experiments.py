@@ -23,7 +23,7 @@ from norm_fusion.report.rows import Row, case_title, cases, fastest_torch, fused
 from norm_fusion.runs.files import StoreError
 from norm_fusion.runs.store import RunStore
 from norm_fusion.site import series, sizes
-from norm_fusion.site.findings import headline, unheld, winner
+from norm_fusion.site.findings import TAKEN, answered, headline, unheld, winner
 from norm_fusion.site.pages import Figure, Pages, slug, up
 from norm_fusion.site.provenance import changed, passed_over, told
 from norm_fusion.site.runs import Address
@@ -137,11 +137,13 @@ def write(
         readiness=page.experiment.readiness,
         latest=page.runs[0].manifest.started_at,
         answers=[list(coloured(said)) for said in answers(rows)],
+        plain=[one for one in answered(rows) if one.plain],
         unheld=list(unheld(rows)),
         shape=f"{len(groups)} cases / {len(_profiles(rows))} profiles",
         decisions=[one.decided for one in judged if suite.name in one.decision.experiments],
         headline=list(headline(rows, page.counters)),
         sweep=[(line, winner(groups[str(line["name"])])) for line in glance(rows, timers)],
+        taken=TAKEN[timers.latency or "none"],
         undrawn=undrawn,
         slices=[(title, up(page.path) + page.slice(name), count) for name, title, count in slices],
         strips=strips,
