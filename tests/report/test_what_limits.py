@@ -34,7 +34,7 @@ def test_what_was_counted_and_traced_is_compared() -> None:
     apart = counters("torch-compile-max", duration_ms=0.0145, traced_ms=0.0097)
     assert "counted and traced were not the same kernels" in printed(apart)
     assert "not the same kernels" not in printed(counters("torch-compile-max", duration_ms=0.0145, traced_ms=0.012))
-    assert "of needed below 1: what L2 still held" in printed(apart)
+    assert "over needed below 1: what L2 still held" in printed(apart)
 
 
 def test_many_short_kernels_that_are_replayed_alone_are_still_the_same() -> None:

@@ -138,18 +138,24 @@ class Archive:
                 except StoreError as error:
                     self.unreadable.append(str(error))
         self.runs.sort(key=lambda run: (run.began or EARLIEST, run.name), reverse=True)
-        # The checks of the harness, newest first.
-        self.harness = sorted(self._reports(), key=lambda one: moment(one.started_at) or EARLIEST, reverse=True)
+        # The files of checks of the harness, newest first.
+        found = sorted(self._reports(), key=lambda one: moment(one[1].started_at) or EARLIEST, reverse=True)
+        self.checks = dict(found)
+
+    @property
+    def harness(self) -> list[HarnessReport]:
+        """What the checks of the harness found, newest first."""
+        return list(self.checks.values())
 
     @property
     def damaged(self) -> list[str]:
         """A sentence for each file that is not believed, of the runs that somebody has asked for."""
         return [f"{run.name}: {said}" for run in self.runs for said in run.doubts]
 
-    def _reports(self) -> Iterable[HarnessReport]:
+    def _reports(self) -> Iterable[tuple[Path, HarnessReport]]:
         for parent in self.parents:
             for path in sorted(parent.glob("*/harness.json")):
                 try:
-                    yield read(path, HarnessReport)
+                    yield path, read(path, HarnessReport)
                 except StoreError as error:
                     self.unreadable.append(str(error))

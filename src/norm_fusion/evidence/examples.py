@@ -35,6 +35,7 @@ class Example(BaseModel):
     """A kept example of one machine."""
 
     name: str
+    path: Path
     command: str
     asked: dict[str, Any]
     runs: list[_Process]
@@ -129,7 +130,7 @@ def examples(folders: Sequence[Path]) -> tuple[dict[str, Example], list[str]]:
                 continue  # of an example that compares losses, say
             if path.stem in found:
                 raise StoreError(f"{path} has the name of another example, which is taken")
-            found[path.stem] = Example.model_validate(data | {"name": path.stem})
+            found[path.stem] = Example.model_validate(data | {"name": path.stem, "path": path})
         except StoreError as error:
             unreadable.append(str(error))
         except ValueError as error:

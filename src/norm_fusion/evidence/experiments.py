@@ -24,11 +24,12 @@ class Readiness:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A suite with its evidence. `cases`: its own and those of its options."""
+    """A suite with its evidence. `cases`: its own and those of its options; `counted`: who speaks by counters."""
 
     suite: Suite
     cases: Sequence[Case]
     selected: Sequence[Selected]
+    counted: Sequence[Selected]
     readiness: Readiness
 
     @property
@@ -46,7 +47,9 @@ def experiment(suite: Suite, archive: Archive) -> Experiment:
     """A suite, with one run per case and model of GPU: one that measured all of the suite's profiles there."""
     cases = suite.select(tuple(suite.options))
     selected = [one for case in cases for one in select(archive.runs, case.name, needed(suite, case))]
-    return Experiment(suite, cases, selected, _readiness(suite, cases, selected, archive))
+    profiled = [*(case.name for case in cases), *suite.profiled]
+    counted = [one for name in profiled for one in select(archive.runs, name, counted=True)]
+    return Experiment(suite, cases, selected, counted, _readiness(suite, cases, selected, archive))
 
 
 def needed(suite: Suite, case: Case) -> list[str]:

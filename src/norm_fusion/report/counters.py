@@ -26,7 +26,7 @@ FIRST: tuple[tuple[str, Said], ...] = (
     ("kernels", lambda one: _whole(len(one.kernels) or one.traced_kernels)),
     ("DRAM", lambda one: _percent(one.dram_pct)),
     ("moved", lambda one: None if one.dram_bytes is None else f"{one.dram_bytes / 1e6:,.1f} MB"),
-    ("of needed", lambda one: None if (found := traffic(one)) is None else f"{found.ratio:.2f}x"),
+    ("over needed", lambda one: None if (found := traffic(one)) is None else f"{found.ratio:.2f}x"),
 )
 THEN: tuple[tuple[str, Said], ...] = (
     ("occupancy", lambda one: _percent(one.occupancy_pct)),
@@ -117,7 +117,7 @@ def missing(counters: Sequence[Counters]) -> list[str]:
 def _others(counters: Sequence[Counters]) -> Iterator[str]:
     """What the figures do not say by themselves."""
     if any((found := traffic(one)) is not None and found.ratio < 1 for one in counters):
-        yield "of needed below 1: what L2 still held to be written when a kernel ended is not counted, nothing is saved"
+        yield "over needed below 1: what L2 still held to be written when a kernel ended is not counted: nothing is saved"
     odd = [
         f"{one.profile} at {one.case} (replayed {duration(one.duration_ms)}, traced {duration(one.traced_ms)})"
         for one in counters

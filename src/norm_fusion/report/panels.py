@@ -358,7 +358,8 @@ PANELS: tuple[Panel, ...] = (
     ),
     Panel(
         "Noise",
-        "95th over 50th percentile of the latency series; above the second line it is too noisy for a precise claim.",
+        "95th over 50th percentile of the latency series, of all processes' samples together; above the second line "
+        "it is too noisy for a precise claim. The word is what most processes are by themselves.",
         (
             ("stem", f"p95 / p50; beyond {NOISE_LIMIT:g} at the edge"),
             ("gate", "good up to the first, rerun above the second"),

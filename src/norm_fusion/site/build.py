@@ -32,7 +32,7 @@ from norm_fusion.runs.store import RunStore
 from norm_fusion.runs.suites import Suite
 from norm_fusion.site import comparing, decisions, experiments, runs
 from norm_fusion.site.findings import AGAINST, answered
-from norm_fusion.site.pages import CHARTS, Pages, charts, charts_of
+from norm_fusion.site.pages import CHARTS, Pages, charts, charts_of, slug, up
 from norm_fusion.site.runs import Address
 from norm_fusion.spec import SpecError
 
@@ -249,11 +249,18 @@ def _rest(
     found = {one.suite.name: experiments.pages_of(one) for one in tried}
     for page in [page for those in found.values() for page in those]:
         experiments.write(pages, page, archive, at, judged, asked.summaries, asked.as_of)
-    titles = {
-        name: [(page.experiment.suite.title + (f", {page.gpu}" if len(those) > 1 else ""), page.path) for page in those]
-        for name, those in found.items()
-    }
-    decisions.write(pages, judged, archive, at, asked.as_of, titles)
+    titles: dict[str, list[tuple[str, str]]] = {}
+    for one in tried:
+        title, those = one.suite.title, found[one.suite.name]
+        more = len(those) > 1
+        titles[one.suite.name] = [(f"{title}, {page.gpu}" if more else title, page.path) for page in those]
+        if not those:
+            path = f"experiments/{one.suite.name}.html"
+            experiments.planned(pages, one, path, archive, asked.summaries)
+            titles[one.suite.name] = [(title, path)]
+    kept = {example.path: example.name for one in judged for example in one.examples}
+    copied = {kept[path]: to for path, to in _copies(pages, "examples", kept).items()}
+    decisions.write(pages, judged, archive, at, copied, asked.as_of, titles)
     speaks: dict[str, set[str]] = {}
     for selected in [*(one for page in tried for one in page.selected), *(s for one in judged for s in one.selected)]:
         speaks.setdefault(selected.run.name, set()).add(selected.case)
@@ -266,7 +273,9 @@ def _rest(
         }
         for name, one in made.items()
     ]
-    pages.write("runs/index.html", "runs.html", runs=lines, unreadable=left_out, checks=archive.harness)
+    copies = _copies(pages, "harness", {path: path.parent.name for path in archive.checks})
+    checks = [(report, up("runs/index.html") + copies[path]) for path, report in archive.checks.items()]
+    pages.write("runs/index.html", "runs.html", runs=lines, unreadable=left_out, checks=checks)
     comparing.write(pages, archive.runs, at)
     first = next((page for those in found.values() for page in those if page.experiment.suite.options), None)
     first = first or next((page for those in found.values() for page in those), None)
@@ -277,10 +286,23 @@ def _rest(
         matrix=decisions.matrix([one.decided for one in judged]),
         statuses=[status.value for status in DecisionStatus],
         decisions=[(one.decided, decisions.summary(one.decided)) for one in judged],
-        experiments=[card for one in _readiest(tried) for card in _cards(one, found[one.suite.name])],
+        experiments=[
+            card
+            for one in _readiest(tried)
+            for card in _cards(one, found[one.suite.name], titles[one.suite.name][0][1])
+        ],
         runs=len(made),
         left_out=left_out,
     )
+
+
+def _copies(pages: Pages, folder: str, names: Mapping[Path, str]) -> dict[Path, str]:
+    """Files of the evidence that are no run's, copied into the site; their paths there."""
+    taken: set[str] = set()
+    made = {path: f"kept/{folder}/{slug(name, taken)}.json" for path, name in names.items()}
+    for path, to in made.items():
+        pages.put(to, path.read_bytes())
+    return made
 
 
 def _readiest(tried: Sequence[Experiment]) -> list[Experiment]:
@@ -300,8 +322,8 @@ def _first(page: experiments.Page, at: Mapping[str, Address]) -> dict[str, Any]:
     }
 
 
-def _cards(one: Experiment, those: Sequence[experiments.Page]) -> Iterator[dict[str, Any]]:
-    """An experiment on the first page; once for each model of GPU, or as one that has no evidence."""
+def _cards(one: Experiment, those: Sequence[experiments.Page], path: str) -> Iterator[dict[str, Any]]:
+    """An experiment on the first page; once for each model of GPU, or as one that has no evidence yet."""
     base = {
         "title": one.suite.title,
         "question": one.suite.question,
@@ -309,7 +331,7 @@ def _cards(one: Experiment, those: Sequence[experiments.Page]) -> Iterator[dict[
         "sentence": one.readiness.sentence,
     }
     if not those:
-        yield base | {"url": "", "gpu": "", "latest": ""}
+        yield base | {"url": path, "gpu": "", "latest": ""}
     for page in those:
         yield base | {"url": page.path, "gpu": page.gpu, "latest": page.runs[0].manifest.started_at}
 

@@ -51,10 +51,11 @@ def write(
     judged: Sequence[Judged],
     archive: Archive,
     at: Mapping[str, Address],
+    kept: Mapping[str, str],
     as_of: date,
     experiments: Mapping[str, Sequence[tuple[str, str]]],
 ) -> None:
-    """A page for each. `experiments`: by suite, titles and paths of its pages."""
+    """A page for each. `kept`: files of examples, by name; `experiments`: by suite, titles and paths of its pages."""
     for one in judged:
         path = page_of(one.decision.name)
         pages.write(
@@ -62,7 +63,8 @@ def write(
             "decision.html",
             one=one.decided,
             claims=[
-                (claim, wanted(claim), tally(claim.rows), _lines(one, claim, at, path)) for claim in one.decided.claims
+                (claim, wanted(claim), tally(claim.rows), _lines(one, claim, at, kept, path))
+                for claim in one.decided.claims
             ],
             boundary=of_decision(one, archive, as_of),
             expires=expires(one.decision, one.decided),
@@ -76,22 +78,23 @@ def write(
         )
 
 
-def _lines(one: Judged, claim: DecidedClaim, at: Mapping[str, Address], path: str) -> list[Line]:
+def _lines(
+    one: Judged, claim: DecidedClaim, at: Mapping[str, Address], kept: Mapping[str, str], path: str
+) -> list[Line]:
     lines = []
     of = {(selected.run.name, selected.case): selected.rows for selected in one.selected}
     series = SERIES.get(claim.series), "cold"
     for row in claim.rows:
         address = at.get(row.run)
-        url = None
-        if address is not None and row.case in address.cases:
-            mine = (r for r in of.get((row.run, row.case), ()) if r.profile == row.profile)
-            record = next((r for r in mine if (r.timer, r.cache) == series), None)
-            counters = f"{address.case(row.case)}#h-counters"
-            url = up(path) + (counters if record is None else address.record(record.key, row.case))
-        elif address is not None:
-            url = f"{up(path)}{address.page}#h-counters"
+        run = url = None if row.run not in kept else up(path) + kept[row.run]
+        if address is not None:
+            run, url = up(path) + address.page, f"{up(path)}{address.page}#h-counters"
+            if row.case in address.cases:
+                mine = (r for r in of.get((row.run, row.case), ()) if r.profile == row.profile)
+                record = next((r for r in mine if (r.timer, r.cache) == series), None)
+                counters = f"{address.case(row.case)}#h-counters"
+                url = up(path) + (counters if record is None else address.record(record.key, row.case))
         interval = "" if row.low is None or row.high is None else span(row.low, row.high)
-        run = None if address is None else up(path) + address.page
         lines.append(Line(row, case_title(row.case), value(claim, row), interval, url, run, list(_older(claim, row))))
     return lines
 

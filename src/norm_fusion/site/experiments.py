@@ -11,8 +11,8 @@ from typing import Any
 from norm_fusion.evidence.archive import Archive, Kept
 from norm_fusion.evidence.boundary import covered
 from norm_fusion.evidence.deciding import Judged
-from norm_fusion.evidence.experiments import Experiment
-from norm_fusion.evidence.selection import Selected, speaking
+from norm_fusion.evidence.experiments import Experiment, needed
+from norm_fusion.evidence.selection import Selected, refusals, speaking
 from norm_fusion.records import Counters
 from norm_fusion.report.answer import answers
 from norm_fusion.report.cells import Timers, glance
@@ -22,6 +22,7 @@ from norm_fusion.report.panels import PANELS, Panel
 from norm_fusion.report.rows import Row, case_title, cases, fastest_torch, fused, join, label_of, usual
 from norm_fusion.runs.files import StoreError
 from norm_fusion.runs.store import RunStore
+from norm_fusion.runs.suites import Suite
 from norm_fusion.site import series, sizes
 from norm_fusion.site.findings import TAKEN, answered, headline, unheld, winner
 from norm_fusion.site.pages import Figure, Pages, slug, up
@@ -73,13 +74,8 @@ class Page:
 
     @cached_property
     def counting(self) -> dict[str, Kept]:
-        """Whose counters: of a case the run that speaks for it, of what is profiled alone the newest that has it."""
-        mine = {one.case: one.run for one in self.selected}
-        for run in self.runs:
-            for case in self.experiment.suite.profiled:
-                if case in {c.case for c in run.counters}:
-                    mine.setdefault(case, run)
-        return mine
+        """By case the run whose counters speak for it: it may be another than the one that timed it."""
+        return {one.case: one.run for one in self.experiment.counted if one.gpu == self.gpu}
 
     @cached_property
     def counters(self) -> list[Counters]:
@@ -149,14 +145,13 @@ def write(
         strips=strips,
         unread=unread,
         bounds=covered(page.selected, baselines, archive, as_of),
-        listed=[(case.name, suite.summaries.get(case.name, _why(page, case))) for case in measured],
+        listed=[(case.name, _said(suite, case)) for case in measured],
         unmeasured=[case.name for case in page.experiment.cases if case not in measured],
         profiles=[(name, summaries.get(name, "")) for name in _profiles(rows)],
-        metrics_groups=suite.metrics,
-        local=_local(page),
-        live=_live(page),
+        local=_local(Case.parse(_largest(page)[0])),
+        live=_live(suite),
         runs=[told(run, page.selected, at, up(page.path)) for run in page.runs],
-        changed=list(changed(page.runs[0], page.gpu, archive)),
+        changed=list(changed(page.runs[0], page.gpu, archive, at, up(page.path))),
         over=list(passed_over(page.selected, at, up(page.path))),
         counted=cells(page.counters),
         counted_heads=[head for head, _ in COLUMNS],
@@ -170,14 +165,35 @@ def write(
         _slice(pages, page, rows, name, title, at)
 
 
+def planned(pages: Pages, experiment: Experiment, path: str, archive: Archive, summaries: Mapping[str, str]) -> None:
+    """The page of a suite that no run speaks for: what it asks, why nothing answers yet, and how to make it."""
+    suite = experiment.suite
+    refused: dict[str, list[str]] = {}
+    for case in experiment.cases:
+        for said in refusals(archive.runs, case.name, needed(suite, case)):
+            refused.setdefault(said, []).append(case.name)
+    pages.write(
+        path,
+        "planned.html",
+        suite=suite,
+        readiness=experiment.readiness,
+        refused=list(refused.items()),
+        listed=[(case.name, _said(suite, case)) for case in experiment.cases],
+        profiles=[(name, summaries.get(name, "")) for name in suite.profiles],
+        local=_local(max(experiment.cases, key=lambda case: case.compulsory_bytes)),
+        live=_live(suite),
+    )
+
+
 def _cases(page: Page) -> list[Case]:
     there = {one.case for one in page.selected}
     return [case for case in page.experiment.cases if case.name in there]
 
 
-def _why(page: Page, case: Case) -> str:
-    """What an optional part of the suite says of its cases."""
-    return next((o.summary for o in page.experiment.suite.options.values() if case in o.cases), "")
+def _said(suite: Suite, case: Case) -> str:
+    """What the suite, or an optional part of it, says of a case."""
+    optional = next((o.summary for o in suite.options.values() if case in o.cases), "")
+    return suite.summaries.get(case.name, optional)
 
 
 def _profiles(rows: Sequence[Row]) -> list[str]:
@@ -290,8 +306,7 @@ def _slice(pages: Pages, page: Page, rows: Sequence[Row], name: str, title: str,
     )
 
 
-def _local(page: Page) -> str:
-    case = Case.parse(_largest(page)[0])
+def _local(case: Case) -> str:
     way = " --pass backward" if case.pass_ is Pass.BACKWARD else ""
     op = "" if case.op is Op.RMSNORM else f" --op {case.op}"
     return (
@@ -300,9 +315,8 @@ def _local(page: Page) -> str:
     )
 
 
-def _live(page: Page) -> str:
-    suite = page.experiment.suite
-    options = "".join(f" --include-{name}" for name in list(suite.options)[:1])
+def _live(suite: Suite) -> str:
+    options = "".join(f" --include-{name}" for name in suite.options)
     if suite.name == "normalization-fusion":
         return f"./scripts/benchmark --run-id <run-id>{options} --with-profiling"
     return f"uv run norm-fusion run {suite.name} --run-id <run-id>{options} --with-profiling"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 from norm_fusion.evidence.archive import Archive, Kept
-from norm_fusion.evidence.compare import Side, compare, summary
+from norm_fusion.evidence.boundary import named
+from norm_fusion.evidence.compare import EVERYTHING, Side, compare, summary
 from norm_fusion.evidence.selection import Selected
+from norm_fusion.records import Label
 from norm_fusion.site.runs import Address
 from norm_fusion.spec import SpecError
 
@@ -41,8 +44,8 @@ def passed_over(
         yield name, to + at[name].page, list(reasons)
 
 
-def changed(newest: Kept, gpu: str, archive: Archive) -> Iterator[str]:
-    """Since the run before the newest one: other facts of the machine, and what became faster or slower."""
+def changed(newest: Kept, gpu: str, archive: Archive, at: Mapping[str, Address], to: str) -> Iterator[tuple[str, str]]:
+    """Since the run before the newest one: other facts of the machine; what became faster or slower, and where."""
     before = next(
         (
             run
@@ -62,16 +65,20 @@ def changed(newest: Kept, gpu: str, archive: Archive) -> Iterator[str]:
     facts = [
         f"{name.replace('_', ' ')} {_brief(here)} became {_brief(there)}" for name, (here, there) in unlike.items()
     ]
-    yield f"Since {before.name}: {'; '.join(facts) if facts else 'the same card and software'}."
+    yield f"Since {before.name}: {'; '.join(facts) if facts else 'the same card and software'}.", ""
     try:
         sides = []
         for run in (before, newest):
             if run.conclusions is None:
                 raise SpecError(f"nothing of {run.name} can be judged")
             sides.append(Side(run.manifest, run.conclusions.pooled, run.records))
-        yield summary(compare(sides[0], sides[1], allowed=["all"]), before.name, newest.name)
+        found = compare(sides[0], sides[1], allowed=["all"])
+        moved = [f"{row.profile} at {row.case}" for row in found.rows if row.counts and row.label is Label.REGRESSION]
+        slower = f" Slower: {named(moved)}." if moved else ""
+        pair = urlencode({"a": at[before.name].slug, "b": at[newest.name].slug, "allow": EVERYTHING})
+        yield summary(found, before.name, newest.name) + slower, f"{to}compare/index.html#{pair}"
     except SpecError as error:
-        yield f"They were not compared: {error}."
+        yield f"They were not compared: {error}.", ""
 
 
 def _brief(value: object) -> str:

@@ -125,7 +125,7 @@ def _case(
         return None if file is None else f"../../{at.file(file)}"
 
     counters = [one for one in run.counters if one.case == case]
-    files = {file for r in singles if (file := _file(r, copied)) is not None}
+    files = {file for r in singles for file in (_file(r, copied), r.samples_file) if file in copied}
     pages.write(
         at.case(case),
         "case.html",
@@ -135,13 +135,15 @@ def _case(
         case=case,
         at=at,
         pooled=Markup("\n").join(_line(r, url("calls.json" if "calls.json" in copied else None)) for r in pooled),
-        singles=Markup("\n").join(_line(r, url(_file(r, copied))) for r in singles),
+        singles=Markup("\n").join(
+            _line(r, url(_file(r, copied)), url(r.samples_file if r.samples_file in copied else None)) for r in singles
+        ),
         count=len(singles),
         files=[(file, sums.get(file, "")) for file in sorted(files)],
     )
 
 
-def _line(r: Record, url: str | None) -> Markup:
+def _line(r: Record, url: str | None, samples: str | None = None) -> Markup:
     """A record as a row of a table. Made here: through a template a hundred thousand of them take half a minute."""
 
     def n(value: float | None, form: str, scale: float = 1.0) -> str:
@@ -161,16 +163,20 @@ def _line(r: Record, url: str | None) -> Markup:
         f'<td class="n {r.noise or ""}">{NONE if r.noise_ratio is None else f"{r.noise_ratio:.3f}"}</td>',
         f'<td class="n">{r.n_samples or NONE}</td>{n(r.gbps, ",.0f")}{n(r.roof_share, ".1f", 100)}',
         n(r.max_rel_error, ".1e"),
-        f'<td>{file}</td><td class="id">{_hash(r)}</td></tr>',
+        f'<td>{file}</td><td class="id">{_hash(r, samples)}</td></tr>',
     ]
     return Markup("".join(cells))
 
 
-def _hash(r: Record) -> str:
+def _hash(r: Record, url: str | None) -> str:
+    """Of a record's samples; it leads to their file, where that was copied."""
     if not r.samples_file or not r.samples_sha256 or r.replicate is None:
         return NONE
     told = escape(clipped(f"{r.samples_file}, SHA-256 {r.samples_sha256}"))
-    return f'<span title="{told}">{escape(r.samples_sha256[:12])}</span>'
+    short = escape(r.samples_sha256[:12])
+    return (
+        f'<span title="{told}">{short}</span>' if url is None else f'<a href="{escape(url)}" title="{told}">{short}</a>'
+    )
 
 
 def _file(r: Record, copied: set[str]) -> str | None:

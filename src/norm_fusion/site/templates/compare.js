@@ -278,7 +278,7 @@
     at("span").textContent = `${Math.exp(-reach).toFixed(2)}x to ${Math.exp(reach).toFixed(2)}x`;
     at("pairs").tBodies[0].replaceChildren(...found.rows.map((row, i) => line(row, i, found.rows[i - 1], reach)));
     columns.forEach((head) => head.removeAttribute("aria-sort"));
-    chips(found.rows);
+    chips(found.rows.filter((row) => row.counts)); // as the sentence counts
     filter();
     at("reasons").lastElementChild.replaceChildren(...reasons(found.rows));
     at("found").hidden = at("reasons").hidden = found.rows.length === 0;

@@ -2,6 +2,7 @@
 // Tables that are lists can be sorted: by number, where a cell begins with one, with its unit.
 const UNITS = { ns: 1e-6, "µs": 1e-3, ms: 1, s: 1e3, min: 6e4, KiB: 2 ** -10, MiB: 1, GiB: 2 ** 10 };
 const sortable = (cell) => {
+  if (!cell) return [2, ""]; // one that is wide stands in for it
   const text = (cell.dataset.v ?? cell.textContent).trim();
   const found = /^[±<>~]?(-?[\d,]*\.?\d+(?:e[-+]?\d+)?)\s*([A-Za-zµ]*)/.exec(text);
   if (!found || /^\d{4}-/.test(text)) return [1, text];
@@ -9,7 +10,9 @@ const sortable = (cell) => {
 };
 const compareKeys = (a, b) => a[0] - b[0] || (a[1] < b[1] ? -1 : a[1] > b[1] ? 1 : 0);
 for (const table of document.querySelectorAll("table.sortable")) {
-  const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
+  // Of a head of two rows those count that lead a column: whoever spans both rows comes first.
+  const [upper, lower] = table.tHead.rows;
+  const heads = lower ? [...[...upper.cells].filter((head) => head.rowSpan === 2), ...lower.cells] : [...upper.cells];
   heads.forEach((head, column) => {
     const button = document.createElement("button");
     button.type = "button";
@@ -19,9 +22,17 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const falling = head.getAttribute("aria-sort") === "ascending";
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", falling ? "descending" : "ascending");
-      const rows = [...table.tBodies[0].rows].map((row) => [sortable(row.cells[column]), row]);
-      rows.sort((a, b) => (falling ? compareKeys(b[0], a[0]) : compareKeys(a[0], b[0])));
-      table.tBodies[0].append(...rows.map((pair) => pair[1]));
+      for (const body of table.tBodies) {
+        // A group is sorted by itself: its title stays above it, and a row keeps the one that explains it.
+        const rows = [];
+        for (const row of body.rows) {
+          if (row.classList.contains("why")) rows[rows.length - 1].push(row);
+          else if (!row.classList.contains("case")) rows.push([row]);
+        }
+        const keyed = rows.map((those) => [sortable(those[0].cells[column]), those]);
+        keyed.sort((a, b) => (falling ? compareKeys(b[0], a[0]) : compareKeys(a[0], b[0])));
+        body.append(...keyed.flatMap((pair) => pair[1]));
+      }
     });
   });
 }
