@@ -173,10 +173,8 @@ def _hash(r: Record, url: str | None) -> str:
     if not r.samples_file or not r.samples_sha256 or r.replicate is None:
         return NONE
     told = escape(clipped(f"{r.samples_file}, SHA-256 {r.samples_sha256}"))
-    short = escape(r.samples_sha256[:12])
-    return (
-        f'<span title="{told}">{short}</span>' if url is None else f'<a href="{escape(url)}" title="{told}">{short}</a>'
-    )
+    opened, closed = ("span", "span") if url is None else (f'a href="{escape(url)}"', "a")
+    return f'<{opened} title="{told}">{escape(r.samples_sha256[:12])}</{closed}>'
 
 
 def _file(r: Record, copied: set[str]) -> str | None:
