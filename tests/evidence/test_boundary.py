@@ -98,11 +98,12 @@ def test_cases_that_no_run_may_speak_for_are_a_line(tmp_path: Path) -> None:
 
 def test_what_an_older_run_decides_otherwise_is_a_line(tmp_path: Path) -> None:
     slow = USUAL | {FUSED: 0.4}
-    for day, times in enumerate((slow, USUAL, slow, USUAL), start=20):
-        kept(tmp_path / "runs", f"run-{day}", times, day=day)
+    for on, times in enumerate((slow, USUAL, slow, USUAL), start=20):
+        kept(tmp_path / "runs", f"run-{on}", times, day=on)
     both = boundary(tmp_path / "runs", a={}, open={"boundary": True, "baseline": NATIVE, "series": "eager"})
     assert both["runs"] == [
-        f"“a is so” at {CASE.name}: holds by run-23, the newest run; does not hold by the older run-22 (0.5), run-20 (0.5)."
+        f"“a is so” at {CASE.name}: holds by run-23, the newest run; does not hold by the older run-22 (0.5), "
+        "run-20 (0.5)."
     ]
 
 

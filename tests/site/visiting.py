@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from playwright.sync_api import Browser, Page
 
@@ -89,6 +89,11 @@ def dead_links(site: Path) -> list[str]:
                 dead.append(f"{where} leads out of the site")
             elif not target.is_file() or site.resolve() not in target.parents:
                 dead.append(f"{where} leads to no file")
+            elif target.parent.name == "compare" and "=" in parts.fragment:
+                pair = parse_qs(parts.fragment)
+                dead += [
+                    f"{where} names no run" for name in "ab" if not (target.parent / f"{pair[name][0]}.js").is_file()
+                ]
             elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].ids:
                 dead.append(f"{where} leads to no place there")
     return dead

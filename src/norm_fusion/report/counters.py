@@ -117,7 +117,8 @@ def missing(counters: Sequence[Counters]) -> list[str]:
 def _others(counters: Sequence[Counters]) -> Iterator[str]:
     """What the figures do not say by themselves."""
     if any((found := traffic(one)) is not None and found.ratio < 1 for one in counters):
-        yield "over needed below 1: what L2 still held to be written when a kernel ended is not counted: nothing is saved"
+        said = "what L2 still held to be written when a kernel ended is not counted, nothing is saved"
+        yield f"over needed below 1: {said}"
     odd = [
         f"{one.profile} at {one.case} (replayed {duration(one.duration_ms)}, traced {duration(one.traced_ms)})"
         for one in counters
