@@ -19,13 +19,12 @@ from pathlib import Path
 
 from norm_fusion.evidence.ledger import stored
 from norm_fusion.evidence.stored import concluded
-from norm_fusion.records import HarnessReport, Manifest, Status
+from norm_fusion.records import HarnessReport, Manifest, Status, tally
 from norm_fusion.report.counters import limits, ordered
-from norm_fusion.report.decided import held
 from norm_fusion.report.quotes import quote
 from norm_fusion.report.rows import Row, Series, baseline_of, cases, fastest_torch, fused, rows_of
 from norm_fusion.runs.store import RunStore
-from norm_fusion.site.findings import AGAINST, Verdict, verdicts
+from norm_fusion.site.findings import AGAINST, Verdict, answered
 
 sys.path.append(str(Path(__file__).parent))
 from draw import asked, plots
@@ -60,14 +59,16 @@ def made(*runs: str) -> str:
 
 
 def verdict() -> str:
-    """A table of what the seed's experiment found: the fused kernels over three baselines, with calls and the worst."""
+    """What the seed's experiment found: a line for each operator, and a table over all baselines."""
     page = asked()
-    heads = " | ".join(f"over {over}" for over in AGAINST)
-    table = [f"| {page.gpu} | {heads} |", "|---|---|---|---|"]
-    for label, count, made in verdicts(page.rows):
-        said = ["-" if one is None else f"**{one.figure}** {one.within}<br>{_calls(one)}" for one in made]
-        table.append(f"| {label}, {count} case{'' if count == 1 else 's'} | {' | '.join(said)} |")
-    return "\n".join(table) + "\n"
+    found = list(answered(page.rows))
+    lines = [f"- {one.label}: {'; '.join(f'**{bold}**: {said}' for bold, said in one.plain)}." for one in found]
+    table = [f"| {page.gpu} | {' | '.join(f'over {over}' for over in AGAINST)} |", "|---" * (1 + len(AGAINST)) + "|"]
+    for answer in found:
+        said = ["-" if one is None else f"**{one.figure}** {one.within}<br>{_calls(one)}" for one in answer.verdicts]
+        count = answer.cases
+        table.append(f"| {answer.label}, {count} case{'' if count == 1 else 's'} | {' | '.join(said)} |")
+    return "\n".join([*lines, "", *table]) + "\n"
 
 
 def _calls(one: Verdict) -> str:
@@ -81,8 +82,8 @@ def decided() -> str:
     assert ledger is not None
     table = ["| decision | status | rests on | its boundary |", "|---|---|---|---|"]
     for one in ledger.decisions:
-        sides = [held(one, boundary=side) for side in (False, True)]
-        said = [f"{side} rows hold" if side != "-" else "-" for side in sides]
+        sides = [[row for c in one.claims if c.boundary is beyond for row in c.rows] for beyond in (False, True)]
+        said = [tally(rows) if rows else "-" for rows in sides]
         table.append(
             f"| [{one.title}](decisions/{one.name}.toml): {one.statement} | {one.status.value} | {' | '.join(said)} |"
         )

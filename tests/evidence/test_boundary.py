@@ -181,7 +181,7 @@ def test_figures_of_counters_have_no_baseline_and_a_matrix_product_no_shape_of_o
     [
         (date(2026, 11, 25), (25,), "Measured on 2026-11-25, the same day as 2026-11-25."),
         (date(2026, 11, 26), (25,), "Measured on 2026-11-25, a day before 2026-11-26."),
-        (date(2026, 11, 29), (20, 25), "Measured from 2026-11-20 to 2026-11-25, 9 days before 2026-11-29."),
+        (date(2026, 11, 29), (20, 25), "Measured from 2026-11-20 to 2026-11-25, the first 9 days before 2026-11-29."),
         (date(2027, 5, 24), (25,), "Measured on 2026-11-25, 180 days before 2027-05-24."),
         (
             date(2027, 5, 25),

@@ -220,7 +220,8 @@ def _aged(days: Sequence[date], as_of: date) -> Bound:
         return Bound("age", f"Measured {when}, {after} {as_of}: as of that day it has no age.")
     old = (as_of - days[0]).days
     aged = f", and is old: more than {OLD_DAYS} days" if old > OLD_DAYS else ""
-    before = {0: "the same day as", 1: "a day before"}.get(old, f"{old} days before")
+    first = "" if days[0] == days[-1] else "the first "
+    before = {0: "the same day as", 1: f"{first}a day before"}.get(old, f"{first}{old} days before")
     return Bound("age", f"Measured {when}, {before} {as_of}{aged}.")
 
 

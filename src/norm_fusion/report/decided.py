@@ -20,6 +20,17 @@ STATUS_STYLE = {
     DecisionStatus.CAVEATED: "yellow",
     DecisionStatus.REJECTED: "red",
 }
+HEADS = {
+    "dram_pct": "DRAM",
+    "occupancy_pct": "occupancy",
+    "sm_pct": "SM",
+    "tensor_pct": "tensor pipes",
+    "l2_hit_pct": "L2 hits",
+    "roof_share": "share of copy",
+    "gbps": "GB/s",
+    "p50_ms": "p50",
+    "max_rel_error": "max rel error",
+}
 STANDING_STYLE = {Standing.HOLDS: "green", Standing.SHOWN: "cyan", Standing.OPEN: "", Standing.FAILS: "red"}
 
 
@@ -107,7 +118,7 @@ def _sheet(claim: DecidedClaim) -> Sheet:
         return head, cell
 
     columns = [
-        column(claim.metric, lambda row: (value(claim, row), "")),
+        column(metric(claim), lambda row: (value(claim, row), "")),
         column("95%", lambda row: (NOTHING if row.low is None or row.high is None else span(row.low, row.high), "")),
         column("over", lambda row: (printable(row.baseline or NOTHING), "")),
         column("call", lambda row: (row.label or NOTHING, "")),
@@ -124,7 +135,13 @@ def _sheet(claim: DecidedClaim) -> Sheet:
 def wanted(claim: DecidedClaim) -> str:
     """`speedup at least 1.02 in kernels`."""
     where = {"kernel": " in kernels", "eager": " in eager calls"}.get(claim.series, "")
-    return f"{claim.metric} at {'most' if claim.at_most else 'least'} {claim.threshold:.4g}{where}"
+    unit = "%" if claim.metric.endswith("_pct") else ""
+    return f"{metric(claim)} at {'most' if claim.at_most else 'least'} {claim.threshold:.4g}{unit}{where}"
+
+
+def metric(claim: DecidedClaim) -> str:
+    """What is claimed, as the head of a column."""
+    return HEADS.get(claim.metric, claim.metric)
 
 
 def value(claim: DecidedClaim, row: DecidedRow) -> str:

@@ -300,7 +300,7 @@ def call(rows: Sequence[Row]) -> alt.LayerChart | None:
 PANELS: tuple[Panel, ...] = (
     Panel(
         "Speedup over PyTorch",
-        "How many times faster each kernel that is not PyTorch's is than each PyTorch, with what may be said of it; "
+        "How many times faster the kernels of others are than each PyTorch, with what may be said of it; "
         "torch-baseline and the fastest are named. The control is one of the contestants a second time.",
         (
             ("stem", "ratio in the same series, rounds paired"),

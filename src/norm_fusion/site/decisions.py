@@ -12,7 +12,7 @@ from norm_fusion.evidence.deciding import Judged
 from norm_fusion.evidence.decisions import SERIES
 from norm_fusion.evidence.expiry import expired, expires
 from norm_fusion.records import Decided, DecidedClaim, DecidedRow, DecisionStatus, Standing, tally
-from norm_fusion.report.decided import value, wanted
+from norm_fusion.report.decided import metric, value, wanted
 from norm_fusion.report.rows import case_title, span
 from norm_fusion.site.pages import Pages, up
 from norm_fusion.site.runs import Address
@@ -63,7 +63,7 @@ def write(
             "decision.html",
             one=one.decided,
             claims=[
-                (claim, wanted(claim), tally(claim.rows), _lines(one, claim, at, kept, path))
+                (claim, metric(claim), wanted(claim), tally(claim.rows), _lines(one, claim, at, kept, path))
                 for claim in one.decided.claims
             ],
             boundary=of_decision(one, archive, as_of),
