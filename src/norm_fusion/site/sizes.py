@@ -39,6 +39,7 @@ from norm_fusion.site.stack import (
 )
 from norm_fusion.spec import CONTROL, ROOF, Case
 
+LONG_PX = 230  # that of one with lines, which lie close
 CURVES_PX = 132  # height of a facet's plot, at least: more profiles need more room for their names
 NAME_PX = 14  # between two names
 TICK_ROOM_PX = 50
@@ -127,7 +128,8 @@ def _curves(
     for title, curves in shown:
         stack.heading(title)
         top = stack.y + (NAME_PX if cache else 4)
-        foot = top + max(CURVES_PX, NAME_PX * (len(curves) + 1))
+        drawn_px = LONG_PX if any(len(mine) > 1 for mine in curves.values()) else CURVES_PX
+        foot = top + max(drawn_px, NAME_PX * (len(curves) + 1))
         values = [v for mine in curves.values() for p in mine for v in (p.value, p.end) if v is not None]
         axis = replace(ticked(values), top=top, foot=foot)
         _place_curves(marks, curves, names, axis)
