@@ -119,6 +119,14 @@ class Case:
         pass_ = Pass.BACKWARD if match["backward"] else Pass.FORWARD
         return cls(Op(match["op"]), int(match["rows"]), int(match["cols"]), match["dtype"], pass_)
 
+    @classmethod
+    def of(cls, name: str) -> Case | None:
+        """The case of a name that may be none: of records, which hold names of any kind."""
+        try:
+            return cls.parse(name)
+        except SpecError:
+            return None
+
     @property
     def name(self) -> str:
         backward = "-backward" if self.pass_ is Pass.BACKWARD else ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from norm_fusion.cli.options import console, lab, print_array, usage
+from norm_fusion.cli.options import console, existing, lab, print_array, usage
 from norm_fusion.spec import SpecError
 
 if TYPE_CHECKING:
@@ -114,10 +114,7 @@ def evidence_of(parents: Sequence[Path] | None) -> tuple[Evidence, list[str]]:
     from norm_fusion.evidence.examples import examples
     from norm_fusion.evidence.standing import Evidence
 
-    folders = list(parents or [Path("evidence")])
-    for folder in folders:
-        if not folder.is_dir():
-            raise SpecError(f"there is no folder {folder}: --from names one that holds runs")
+    folders = existing(parents or [Path("evidence")])
     archive = Archive(folders)
     kept, unreadable = examples(folders)
     return Evidence(archive, kept), [*archive.unreadable, *unreadable]

@@ -15,6 +15,8 @@ import typer
 from norm_fusion import __version__
 from norm_fusion.spec import FEWEST, MOST, SpecError
 
+LISTED = 12  # of what is not believed, or a gate refuses
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -212,6 +214,22 @@ def console(pipe_width: int) -> Console:
 
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     return Console(width=pipe_width) if piped else Console()
+
+
+def existing(folders: Iterable[Path], option: str = "--from", what: str = "runs") -> list[Path]:
+    """Those that an option named; raises SpecError where one is no folder."""
+    found = list(folders)
+    for folder in found:
+        if not folder.is_dir():
+            raise SpecError(f"there is no folder {folder}: {option} names one that holds {what}")
+    return found
+
+
+def name_left_out(command: str, sentences: Sequence[str], why: str = "not believed") -> None:
+    """The first of them on stderr, and how many more there are."""
+    more = len(sentences) - LISTED
+    for said in [*sentences[:LISTED], *([f"and {more} more"] if more > 0 else [])]:
+        typer.echo(f"{command}: {why}: {said}", err=True)
 
 
 def print_array(items: Iterable[str]) -> None:

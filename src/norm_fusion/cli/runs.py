@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from norm_fusion import backends
-from norm_fusion.cli.options import JsonOption, OutputOption, console, lab, print_array, print_runs, usage
+from norm_fusion.cli.options import (
+    JsonOption,
+    OutputOption,
+    console,
+    lab,
+    name_left_out,
+    print_array,
+    print_runs,
+    usage,
+)
 from norm_fusion.spec import SpecError
 
 
@@ -53,7 +62,6 @@ def _suites(
 RunArgument = Annotated[str, typer.Argument(help="A run's id, or its folder.")]
 
 
-LISTED = 12  # of what is not believed, or a gate refuses
 LEFT_OUT = "Exit codes: 0 all of it; 1 a file was left out, as it cannot be read or was changed; 2 bad usage."
 
 
@@ -82,7 +90,7 @@ def _runs(
 
     with usage("norm-fusion runs"):
         found, unreadable = listed(output)
-        _name("norm-fusion runs", unreadable)
+        name_left_out("norm-fusion runs", unreadable)
         if json:
             print_array(dumps(asdict(one)) for one in found)
         elif found:
@@ -121,7 +129,7 @@ def _verify(run: RunArgument, output: OutputOption = Path("runs")) -> None:
         except StoreError as error:
             odd.append(str(error))
         odd = list(dict.fromkeys([*odd, *incomplete(store)]))
-        _name("norm-fusion verify", odd, "is not as it was written")
+        name_left_out("norm-fusion verify", odd, "is not as it was written")
         if odd:
             raise typer.Exit(1)
         whole = f"{files} files of records, samples and counters are as they were written, and"
@@ -146,7 +154,7 @@ def _show(run: RunArgument, output: OutputOption = Path("runs"), json: JsonOptio
         store = RunStore.open(run, output)
         manifest = store.manifest()
         made, left_out = concluded(store, manifest)
-        _name("norm-fusion show", left_out)
+        name_left_out("norm-fusion show", left_out)
         if not made.pooled:
             raise SpecError(f"run {run!r} has no records: it is {manifest.state}{_why(manifest.notes)}")
         print_runs([(manifest, made, list(store.counters()))], json)
@@ -179,7 +187,7 @@ def _report(
         except ModuleNotFoundError as missing:
             raise SpecError(f"a report needs {missing.name}: install norm-fusion[report]") from None
         made, left_out = concluded(store, store.manifest())
-        _name("norm-fusion report", left_out)
+        name_left_out("norm-fusion report", left_out)
         if not made.pooled:
             raise SpecError(f"run {run!r} has no records")
         typer.echo(pages.write(store, page or store.path / "report.html", made))
@@ -233,7 +241,7 @@ def _judge(
         except StoreError as error:
             unreadable.append(str(error))
         made, records, left_out = rejudged(store, store.manifest())
-        _name("norm-fusion judge", unreadable + left_out)
+        name_left_out("norm-fusion judge", unreadable + left_out)
         if not records:
             raise SpecError(f"run {run!r} has no records")
         if json:
@@ -321,7 +329,7 @@ def _compare(
             sides.append(Side(manifest, made.pooled, records))
             names.append(manifest.run_id)
             left_out += odd
-        _name("norm-fusion compare", left_out)
+        name_left_out("norm-fusion compare", left_out)
         if names[0] == names[1]:  # a copy, or the same one
             names = [run_a, run_b]
         found = compare(sides[0], sides[1], allowed=allow or [])
@@ -331,16 +339,9 @@ def _compare(
             verdicts.show_comparison(console(PIPE_WIDTH), found, names[0], names[1])
         wanted = {label for name in fail_on or [] for label in FAILURES[name]}
         refused = found.refused(wanted) if wanted else []
-        _name("norm-fusion compare", refused, "--fail-on")
+        name_left_out("norm-fusion compare", refused, "--fail-on")
         raise typer.Exit(int(bool(refused or left_out)))
 
 
 def _why(notes: Sequence[str]) -> str:
     return f", {notes[-1]}" if notes else ""
-
-
-def _name(command: str, sentences: Sequence[str], why: str = "not believed") -> None:
-    """The first of them on stderr, and how many more there are."""
-    more = len(sentences) - LISTED
-    for said in [*sentences[:LISTED], *([f"and {more} more"] if more > 0 else [])]:
-        typer.echo(f"{command}: {why}: {said}", err=True)

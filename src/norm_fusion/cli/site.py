@@ -11,10 +11,8 @@ import typer
 
 from norm_fusion import backends
 from norm_fusion.cli.decide import AsOfOption
-from norm_fusion.cli.options import lab, usage
+from norm_fusion.cli.options import existing, lab, name_left_out, usage
 from norm_fusion.spec import SpecError
-
-NAMED = 12  # of what is left out
 
 
 @lab.command(
@@ -57,11 +55,8 @@ def _site(
         except ModuleNotFoundError as missing:
             raise SpecError(f"a site needs {missing.name}: install norm-fusion[report]") from None
         folders = parents or [path for path in (Path("evidence"), Path("runs")) if path.is_dir()]
-        for folder in folders:
-            if not folder.is_dir():
-                raise SpecError(f"there is no folder {folder}: --from names one that holds runs")
-        if decisions is not None and not decisions.is_dir():
-            raise SpecError(f"there is no folder {decisions}: --decisions names one that holds them")
+        existing(folders)
+        existing([decisions] if decisions is not None else [], "--decisions", "decisions")
         began = time.perf_counter()
         made = build(
             Asked(
@@ -74,10 +69,7 @@ def _site(
             ),
             lambda said: typer.echo(said, err=True),
         )
-        for said in made.left_out[:NAMED]:
-            typer.echo(f"norm-fusion site: left out: {said}", err=True)
-        if len(made.left_out) > NAMED:
-            typer.echo(f"norm-fusion site: and {len(made.left_out) - NAMED} more", err=True)
+        name_left_out("norm-fusion site", made.left_out, "left out")
         took = time.perf_counter() - began
         typer.echo(f"{made.runs} runs, {made.anew} of them anew, {made.pages} files, {took:.1f} s", err=True)
         typer.echo(made.index)

@@ -16,7 +16,7 @@ from norm_fusion.evidence.deciding import Judged
 from norm_fusion.evidence.decisions import FASTEST
 from norm_fusion.evidence.selection import Selected
 from norm_fusion.records import Decided, HarnessReport, Standing, Status
-from norm_fusion.spec import CONTROL, FUSED_OF, ITEMSIZE, ROOF, TORCH, Case, Pass, SpecError, is_users
+from norm_fusion.spec import CONTROL, FUSED_OF, ITEMSIZE, ROOF, TORCH, Case, Pass, is_users
 
 # Older evidence is said to be old; a decision may expire sooner.
 OLD_DAYS = 180
@@ -92,7 +92,7 @@ def covered(selected: Sequence[Selected], baselines: Iterable[str], archive: Arc
 def _covered(
     selected: Sequence[Selected], compared: Mapping[str, set[str]], archive: Archive, as_of: date
 ) -> list[Bound]:
-    found = {one.case: _case(one.case) for one in selected}
+    found = {one.case: Case.of(one.case) for one in selected}
     cases = [case for case in found.values() if case is not None]
     others = [name for name, case in found.items() if case is None]
     gpus = sorted({one.gpu for one in selected})
@@ -114,13 +114,6 @@ def _of_examples(judged: Judged, archive: Archive, as_of: date) -> Iterator[Boun
         yield dated or Bound("age", "Nothing tells when it was measured: its age is not judged.")
         if gpu not in measured:
             yield _harness(gpu, as_of if one.started_at is None else day(one.started_at), archive)
-
-
-def _case(name: str) -> Case | None:
-    try:
-        return Case.parse(name)
-    except SpecError:
-        return None
 
 
 def _kind(case: Case) -> str:

@@ -97,12 +97,10 @@ class Cases:
         """Is a case among them?"""
         if self.op == Matmul.op:
             return name == self.text
-        try:
-            case = Case.parse(name)
-        except SpecError:
-            return False
+        case = Case.of(name)
         return (
-            (case.op, case.pass_) == (self.op, self.pass_)
+            case is not None
+            and (case.op, case.pass_) == (self.op, self.pass_)
             and self.rows[0] <= case.rows <= self.rows[1]
             and self.cols[0] <= case.cols <= self.cols[1]
             and self.dtype in ("*", case.dtype)

@@ -351,9 +351,8 @@ def _of_counters(counters: Counters) -> Told:
 
 def _parts(name: str) -> Told:
     """What a case's name says; of one that is no norm, nothing."""
-    try:
-        case = Case.parse(name)
-    except SpecError:
+    case = Case.of(name)
+    if case is None:
         return {}
     return {"op": case.op, "pass": case.pass_, "rows": case.rows, "cols": case.cols, "dtype": case.dtype}
 

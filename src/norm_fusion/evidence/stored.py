@@ -10,7 +10,7 @@ from norm_fusion.runs.derive import records_of
 from norm_fusion.runs.files import StoreError
 from norm_fusion.runs.store import LeftOut, RunStore
 from norm_fusion.runs.verify import gaps, verified
-from norm_fusion.spec import Case, SpecError
+from norm_fusion.spec import Case
 
 
 def rejudged(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list[Record], list[str]]:
@@ -68,9 +68,8 @@ _IDENTITY = {
 
 def _blank(lost: LeftOut, records: Sequence[Record], manifest: Manifest) -> list[Record]:
     """The rows of which nothing is left: what else the run's records of that operator have."""
-    try:
-        case = Case.parse(lost.case)
-    except SpecError:
+    case = Case.of(lost.case)
+    if case is None:
         return []  # no case of ours: the sentence is all that can be said
     there = dict.fromkeys(
         r.profile for r in records if (r.op, r.pass_) == (case.op, case.pass_) and r.profile in manifest.profiles

@@ -17,7 +17,7 @@ from norm_fusion.report.rows import (
     label_of,
     processes,
 )
-from norm_fusion.spec import BASELINE, BASELINE_OF, Case, Op, Pass, SpecError, is_users
+from norm_fusion.spec import BASELINE, BASELINE_OF, Case, Op, Pass, is_users
 
 Group = Sequence[Row]
 
@@ -172,8 +172,5 @@ def _wrong(rows: Sequence[Row]) -> str:
 
 
 def _shape(case: str) -> str:
-    try:
-        asked = Case.parse(case)
-    except SpecError:
-        return case
-    return f"{asked.rows}x{asked.cols} {asked.dtype}"
+    asked = Case.of(case)
+    return case if asked is None else f"{asked.rows}x{asked.cols} {asked.dtype}"

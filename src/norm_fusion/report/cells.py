@@ -25,7 +25,7 @@ from norm_fusion.report.rows import (
     span,
     times,
 )
-from norm_fusion.spec import CONTROL, ROOF, Case, SpecError
+from norm_fusion.spec import CONTROL, ROOF, Case
 
 OPERATOR = "torch-native"  # what most would call: PyTorch's own operator
 # How a label is shown: its class in templates/style.css.
@@ -335,8 +335,8 @@ def sentence(text: str) -> str:
 
 def traffic(case: str) -> str:
     """The case's traffic: compulsory bytes, the same for every contestant."""
-    try:
-        nbytes = Case.parse(case).compulsory_bytes
-    except SpecError:
+    asked = Case.of(case)
+    if asked is None:
         return ""
+    nbytes = asked.compulsory_bytes
     return f"{nbytes / 2**20:,.1f} MiB" if nbytes >= 2**20 else f"{nbytes / 2**10:,.1f} KiB"

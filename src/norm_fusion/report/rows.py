@@ -11,7 +11,7 @@ from norm_fusion.evidence.pool import quoted
 from norm_fusion.metrics import GATES, half_width
 from norm_fusion.records import Cache, Call, Conclusions, Manifest, Record, Status, Timer
 from norm_fusion.runs.store import in_order
-from norm_fusion.spec import BASELINE_OF, CONTROL, ROOF, Case, Op, Pass, SpecError
+from norm_fusion.spec import BASELINE_OF, CONTROL, ROOF, Case, Op, Pass
 
 Series = tuple[Timer, Cache]
 
@@ -188,11 +188,8 @@ def baseline_of(op: str) -> str | None:
 
 def case_title(name: str) -> str:
     """`RMSNorm 4096x8192 float16`; a name that is no case's stands as it is."""
-    try:
-        case = Case.parse(name)
-    except SpecError:
-        return name
-    return f"{label_of(case.op, case.pass_)} {case.rows}x{case.cols} {case.dtype}"
+    case = Case.of(name)
+    return name if case is None else f"{label_of(case.op, case.pass_)} {case.rows}x{case.cols} {case.dtype}"
 
 
 def label_of(op: Op, pass_: str) -> str:

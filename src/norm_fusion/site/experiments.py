@@ -28,7 +28,7 @@ from norm_fusion.site.findings import TAKEN, answered, headline, unheld, winner
 from norm_fusion.site.pages import Figure, Pages, slug, up
 from norm_fusion.site.provenance import changed, passed_over, told
 from norm_fusion.site.runs import Address
-from norm_fusion.spec import Case, Op, Pass, SpecError
+from norm_fusion.spec import Case, Op, Pass
 
 # Of more cases a page has the plots over shapes, and those with a line a profile go to pages of their own.
 TOGETHER = 12
@@ -259,10 +259,8 @@ def _strips(pages: Pages, page: Page, rows: Sequence[Row]) -> tuple[list[Figure]
 
 def _largest(page: Page) -> tuple[str, Selected]:
     def size(one: Selected) -> int:
-        try:
-            return Case.parse(one.case).compulsory_bytes
-        except SpecError:
-            return 0
+        case = Case.of(one.case)
+        return 0 if case is None else case.compulsory_bytes
 
     one = max(page.selected, key=size)
     return one.case, one

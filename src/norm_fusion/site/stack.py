@@ -16,7 +16,7 @@ import altair as alt
 
 from norm_fusion.report.chart import INK, drawn
 from norm_fusion.report.rows import Row, cases, label_of
-from norm_fusion.spec import Case, SpecError
+from norm_fusion.spec import Case
 
 HEADING_PX, LINE_PX, GAP_PX = 26, 20, 16
 SMALL, SMALL_PX = 11, 6.6  # font size of names and ticks, and the room for a character: see chart.LABEL_PX
@@ -103,11 +103,8 @@ def by_facet(rows: Sequence[Row]) -> dict[str, dict[Case, list[Row]]]:
     """The rows of each operator, pass and dtype, by case, smallest first; what is named like no case is left out."""
     facets: dict[str, dict[Case, list[Row]]] = {}
     for name, mine in cases(rows).items():
-        try:
-            case = Case.parse(name)
-        except SpecError:
-            continue
-        if case.name == name:  # 04096 is 4096: a name that no case is given
+        case = Case.of(name)
+        if case is not None and case.name == name:  # 04096 is 4096: a name that no case is given
             facets.setdefault(f"{label_of(case.op, case.pass_)} {case.dtype}", {})[case] = mine
     return {title: {c: found[c] for c in sorted(found, key=size)} for title, found in facets.items()}
 
