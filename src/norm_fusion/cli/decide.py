@@ -41,9 +41,15 @@ def _decide(
     decisions: DecisionsOption = Path("decisions"),
     parents: FromOption = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Compare with the committed statuses, and fail where they do not follow.")
+        bool,
+        typer.Option(
+            "--check",
+            help="Make all calls again from the samples, and fail where the committed statuses do not follow.",
+        ),
     ] = False,
-    write: Annotated[bool, typer.Option("--write", help="Keep the statuses, in decided.json.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Make all calls again, and keep the statuses, in decided.json.")
+    ] = False,
     as_of: AsOfOption = None,
     here: Annotated[
         bool, typer.Option("--here", help="Warn where this machine's software or GPU is not the evidence's.")
@@ -80,7 +86,7 @@ def _decide(
             if name not in [one.name for one in loaded]:
                 raise SpecError(f"there is no decision {name!r}: choose from {', '.join(one.name for one in loaded)}")
         before = stored(decisions)
-        evidence, unreadable = evidence_of(parents)
+        evidence, unreadable = evidence_of(parents, anew=check or write)
         try:
             judged = [decide(one, evidence) for one in loaded]
         finally:  # a decision may fail for want of what was left out
@@ -108,14 +114,14 @@ def _decide(
         raise typer.Exit(int((check and bool(changed)) or bool(unreadable)))
 
 
-def evidence_of(parents: Sequence[Path] | None) -> tuple[Evidence, list[str]]:
-    """The evidence in some folders, and a sentence for what of it cannot be read."""
+def evidence_of(parents: Sequence[Path] | None, anew: bool = False) -> tuple[Evidence, list[str]]:
+    """The evidence in some folders, its calls made `anew`, and a sentence for what of it cannot be read."""
     from norm_fusion.evidence.archive import Archive
     from norm_fusion.evidence.examples import examples
     from norm_fusion.evidence.standing import Evidence
 
     folders = existing(parents or [Path("evidence")])
-    archive = Archive(folders)
+    archive = Archive(folders, anew)
     kept, unreadable = examples(folders)
     return Evidence(archive, kept), [*archive.unreadable, *unreadable]
 

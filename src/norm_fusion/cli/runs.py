@@ -114,7 +114,7 @@ def _verify(run: RunArgument, output: OutputOption = Path("runs")) -> None:
       norm-fusion verify first
       for run in evidence/h200-*; do norm-fusion verify $run; done
     """
-    from norm_fusion.evidence.stored import rejudged
+    from norm_fusion.evidence.stored import forged, rejudged
     from norm_fusion.runs.files import StoreError
     from norm_fusion.runs.store import RunStore
     from norm_fusion.runs.verify import damaged, incomplete
@@ -122,10 +122,12 @@ def _verify(run: RunArgument, output: OutputOption = Path("runs")) -> None:
     with usage("norm-fusion verify"):
         store = RunStore.open(run, output)
         odd, files = damaged(store)
-        _, records, left_out = rejudged(store, store.manifest())
+        made, records, left_out = rejudged(store, store.manifest())
         odd += left_out
         try:
-            store.conclusions()
+            stored = store.conclusions()
+            if stored is not None and not odd:
+                odd += [f"{store.path / 'calls.json'}: {said}" for said in forged(stored, made)]
         except StoreError as error:
             odd.append(str(error))
         odd = list(dict.fromkeys([*odd, *incomplete(store)]))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from norm_fusion.evidence.stored import rejudged, with_records
+from norm_fusion.evidence.stored import forged, rejudged, with_records
 from norm_fusion.evidence.verdicts import RULE
 from norm_fusion.records import Conclusions, Counters, Environment, HarnessReport, Manifest, Record
 from norm_fusion.runs.files import StoreError, problem, read
@@ -47,8 +47,8 @@ def odd(*environments: Environment) -> str | None:
 class Kept:
     """A run on disk. Its manifest is read at once, what was concluded and counted when it is asked for."""
 
-    def __init__(self, store: RunStore, name: str) -> None:
-        self.store, self.name = store, name
+    def __init__(self, store: RunStore, name: str, anew: bool = False) -> None:
+        self.store, self.name, self.anew = store, name, anew
         self.manifest: Manifest = store.manifest()
         self.began = moment(self.manifest.started_at)  # None: nobody knows when
         self.odd = odd(*self.manifest.environments)
@@ -59,8 +59,11 @@ class Kept:
     def _concluded(self) -> tuple[Conclusions | None, list[Record], list[str]]:
         try:
             made, records, left_out = with_records(self.store, self.manifest)
-            if made.rule != RULE:  # what is decided rests on calls by the rule as it is now
+            if self.anew or made.rule != RULE:  # what is decided rests on calls by the rule as it is now
+                stored = made
                 made, records, left_out = rejudged(self.store, self.manifest)
+                if odd := next(forged(stored, made), None):
+                    left_out.append(f"{self.store.path / 'calls.json'} is not what its records make: {odd}")
             made.model_dump_json()  # ValueError: halves of characters
         except SpecError as error:  # nothing of it can be judged
             return None, [], [str(error)]
@@ -120,9 +123,13 @@ class Kept:
 
 
 class Archive:
-    """All runs below some folders, newest first, and a sentence for each that cannot be read."""
+    """All runs below some folders, newest first, and a sentence for each that cannot be read.
 
-    def __init__(self, parents: Sequence[Path]) -> None:
+    `anew`: calls are made again from records and samples, which takes seconds a run; else those that are stored
+    beside them are believed, as far as they are of these records.
+    """
+
+    def __init__(self, parents: Sequence[Path], anew: bool = False) -> None:
         self.parents = [parent for parent in each_once(parents) if parent.is_dir()]
         self.runs: list[Kept] = []
         self.unreadable: list[str] = []
@@ -133,7 +140,7 @@ class Archive:
                 try:
                     if name in seen:
                         raise StoreError(f"{path} has the name of {seen[name]}, which is taken")
-                    self.runs.append(Kept(RunStore(path), name))
+                    self.runs.append(Kept(RunStore(path), name, anew))
                     seen[name] = path
                 except StoreError as error:
                     self.unreadable.append(str(error))

@@ -38,6 +38,7 @@ def of_decision(judged: Judged, archive: Archive, as_of: date) -> list[Bound]:
     """What a decision's evidence does not cover."""
     decided, selected = judged.decided, judged.selected
     made = [Bound("undecided", said) for said in _standing(decided)]
+    made += [Bound("series", said) for said in _alone(decided)]
     made += [Bound("runs", said) for said in _disputed(decided)]
     made += [Bound("runs", said) for said in decided.unheard]
     made += _of_examples(judged, archive, as_of)
@@ -56,6 +57,15 @@ def _standing(decided: Decided) -> Iterator[str]:
                 part = f"{standing.value} in {len(rows)} of {len(claim.rows)} rows"
                 count = everywhere if len(rows) == len(claim.rows) else part
                 yield f"“{claim.says}”: {count} ({why}): {named([row.case for row in rows])}."
+
+
+def _alone(decided: Decided) -> Iterator[str]:
+    """The rows that stand otherwise by the kernels' own time: a CUDA graph has what lies between them, too."""
+    for claim in decided.claims:
+        for row in claim.rows:
+            if row.alone is not None and row.alone.value is not None:
+                told = f"{row.standing.value} in CUDA graphs, and {row.alone.standing.value} by the kernels' own time"
+                yield f"“{claim.says}” at {row.case}: {told} ({row.alone.value:.3g}x, {row.alone.label})."
 
 
 def _disputed(decided: Decided) -> Iterator[str]:

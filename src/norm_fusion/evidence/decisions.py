@@ -213,7 +213,9 @@ def load(path: Path, suites: Sequence[str]) -> Decision:
         name=path.stem,
         path=path,
         **said,
-        experiments=file.each("experiments", file.data.get("experiments"), lambda text: _among(text, suites, "suite")),
+        experiments=()
+        if file.data.get("experiments") == [] and all(claim.example is not None for claim in made)
+        else file.each("experiments", file.data.get("experiments"), lambda text: _among(text, suites, "suite")),
         claims=made,
         expires_when=file.each("expires.when", expires["when"], lambda text: _among(text, EXPIRY, "trigger"))
         if "when" in expires

@@ -19,6 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+from norm_fusion.evidence.archive import odd
 from norm_fusion.evidence.pool import profile_of
 from norm_fusion.evidence.stored import with_records
 from norm_fusion.records import Call, Code, Conclusions, Counters, Manifest, Record
@@ -226,6 +227,8 @@ def rows_of(
         made: list[Row] = []
         try:
             manifest = store.manifest()
+            if (why := odd(*manifest.environments)) is not None:
+                raise StoreError(f"{store.path / 'manifest.json'} is not believed: {why}")
             for told in _told(store, manifest, table, pooled, left_out):
                 try:
                     made.append(_row(TABLES[table], told))

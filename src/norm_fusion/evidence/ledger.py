@@ -65,6 +65,8 @@ def _changed(was: Decided, now: Decided) -> Iterator[str]:
                 yield f"{where}: {_told(row)}, it was {_told(old)}"
             elif not alike((old.value, old.low, old.high), (row.value, row.low, row.high)):
                 yield f"{where}: its figures are others, and the run has the same name"
+            elif (old.alone and old.alone.standing) != (row.alone and row.alone.standing):
+                yield f"{where}: by the kernels' own time it stands otherwise than it did"
             elif [(o.run, o.standing) for o in old.others] != [(o.run, o.standing) for o in row.others]:
                 yield f"{where}: older runs say {_older(row)}, and said {_older(old)}"
     for name, case, gpu in before:

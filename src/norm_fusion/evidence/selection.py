@@ -3,7 +3,7 @@
 The gates look at how a run was made and whether it is whole, never at what it found: who chose among runs by their
 results would find what he looked for. A change of them is a new SELECTION.
 
-    finished    it says when it began, ended by itself, and is no quick run
+    finished    it says when it began, which is past, ended by itself, and is no quick run
     clean       on GPUs, of a commit, without uncommitted changes
     whole       its files have hashes, and none of them is missing, edited or unreadable
     there       the case was measured, by as many processes as the protocol begins with (FEWEST, step 13), with those
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 from norm_fusion.evidence.archive import EARLIEST, LONGEST, Kept
@@ -118,6 +119,8 @@ def refused(run: Kept, case: str, profiles: Collection[str], counted: bool) -> s
         return f"is {manifest.state}"
     if run.began is None:
         return "does not say when it was measured"
+    if run.began > datetime.now(UTC) + timedelta(days=1):
+        return "says that it began in the future"
     if manifest.quick:
         return "is a quick run, without intervals"
     if not _on_gpus(manifest):

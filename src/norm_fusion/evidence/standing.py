@@ -123,18 +123,12 @@ def _of_call(claim: Claimed, one: Selected) -> DecidedRow:
             return _open(claim, one, "no correct PyTorch was timed in this series")
         baseline = fastest(torch)
     made = one.run.conclusions
-    call = next(
-        (
-            call
-            for call in (made.calls if made is not None else [])
-            if (call.case, call.profile, call.baseline) == (one.case, profile, baseline)
-            and (call.timer, call.cache) == (timer, "cold")
-        ),
-        None,
-    )
+    calls = {tuple(map(str, c.claim)): c for c in (made.calls if made is not None else [])}
+    call = calls.get((one.case, profile, baseline, timer, "cold"))
     if call is None:
         return _open(claim, one, f"no call over {baseline} in this series", baseline)
     standing, reason = _by_interval(claim, call)
+    alone = calls.get((one.case, profile, baseline, "device", "cold")) if timer == "graph" else None
     bad = call.label is Label.INVALID
     told = {
         "value": None if bad else call.speedup,
@@ -142,8 +136,19 @@ def _of_call(claim: Claimed, one: Selected) -> DecidedRow:
         "high": None if bad else call.high,
         "label": call.label.value,
         "processes": call.processes,
+        "alone": _alone(claim, one, alone, standing),
     }
     return _made(claim, one, standing, reason, baseline).model_copy(update=told)
+
+
+def _alone(claim: Claimed, one: Selected, call: Call | None, standing: Standing) -> Otherwise | None:
+    """What a call by the kernels' own time says, without what lies between them, where it decides otherwise."""
+    if call is None:
+        return None
+    found, _ = _by_interval(claim, call)
+    if found in (standing, Standing.OPEN):
+        return None
+    return Otherwise(run=one.run.name, value=call.speedup, label=call.label.value, standing=found)
 
 
 def _timed_torch(r: Record, timer: str) -> bool:

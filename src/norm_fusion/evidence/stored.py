@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from norm_fusion.evidence.ledger import alike
 from norm_fusion.evidence.verdicts import conclude
 from norm_fusion.records import Code, Conclusions, Manifest, Measurement, Record, Status
 from norm_fusion.runs.derive import records_of
@@ -46,6 +47,29 @@ def with_records(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list
         # Samples are not what the records were made of: the judge says of which.
     made, records, said = rejudged(store, manifest)
     return made, records, said + unreadable
+
+
+def forged(stored: Conclusions, made: Conclusions) -> Iterator[str]:
+    """In what stored conclusions are not what the same rule makes of the records: a sentence each."""
+    if stored.rule != made.rule:
+        return  # another rule may say otherwise; whoever uses them makes them again
+    for what, one, other in (("call", _calls(stored), _calls(made)), ("record", _pooled(stored), _pooled(made))):
+        for key in dict.fromkeys([*one, *other]):
+            told, follows = one.get(key), other.get(key)
+            if not alike(told, follows):
+                yield f"the {what} {' '.join(key)} is {_brief(told)}, and the records make {_brief(follows)}"
+
+
+def _calls(of: Conclusions) -> dict[tuple[str, ...], object]:
+    return {c.claim: (c.label.value, c.code, c.speedup, c.low, c.high, c.processes) for c in of.calls}
+
+
+def _pooled(of: Conclusions) -> dict[tuple[str, ...], object]:
+    return {(r.key,): (r.status.value, r.p50_ms, r.p95_ms, r.gbps, r.max_rel_error, r.processes) for r in of.pooled}
+
+
+def _brief(told: object) -> str:
+    return "not there" if told is None else " ".join(str(part) for part in told if part is not None)  # type: ignore[attr-defined]
 
 
 def _damaged(records: Sequence[Record], left_out: Iterable[LeftOut], manifest: Manifest) -> Iterator[Record]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 # 2: replicates, attempts, intervals and calls. Files of schema 1 are read: they are runs of one process.
 # 3: probe_ms, and the hash of each file in SHA256SUMS.
 # 4: runs of several cards, that go on after an end, and with hardware counters.
 SCHEMA = 4
+
+# What can be counted or measured: a file is data, and may say anything.
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Positive = Annotated[FiniteFloat, Field(gt=0, le=1e15)]
+NotNegative = Annotated[FiniteFloat, Field(ge=0, le=1e15)]
 
 Timer = Literal["device", "graph", "host", "wall", "none"]
 Cache = Literal["cold", "hot", "none"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field, FiniteFloat
+from typing import Annotated
 
-from norm_fusion.records.base import SCHEMA, Status, Stored
+from pydantic import Field
+
+from norm_fusion.records.base import SCHEMA, Count, NotNegative, Status, Stored
 
 
 class KernelCounters(Stored):
@@ -16,15 +18,15 @@ class KernelCounters(Stored):
     name: str
     grid: tuple[int, int, int] | None = None  # blocks in x, y, z
     block: tuple[int, int, int] | None = None  # threads
-    registers: int | None = None  # a thread
-    duration_ms: FiniteFloat | None = None
-    dram_read_bytes: int | None = None
-    dram_write_bytes: int | None = None  # while it ran: what L2 still holds at its end is not counted
-    dram_pct: FiniteFloat | None = None  # of the peak throughput of memory
-    occupancy_pct: FiniteFloat | None = None  # warps resident on a multiprocessor that has any, of the most it can hold
-    l2_hit_pct: FiniteFloat | None = None  # of sectors; two passes count what it is a ratio of: may exceed 100
-    sm_pct: FiniteFloat | None = None  # of the peak of the multiprocessors' busiest part
-    tensor_pct: FiniteFloat | None = None  # of the peak of the tensor pipes
+    registers: Count | None = None  # a thread
+    duration_ms: NotNegative | None = None
+    dram_read_bytes: Count | None = None
+    dram_write_bytes: Count | None = None  # while it ran: what L2 still holds at its end is not counted
+    dram_pct: NotNegative | None = None  # of the peak throughput of memory
+    occupancy_pct: NotNegative | None = None  # warps resident on a multiprocessor that has any, of the most it can hold
+    l2_hit_pct: NotNegative | None = None  # of sectors; two passes count what it is a ratio of: may exceed 100
+    sm_pct: NotNegative | None = None  # of the peak of the multiprocessors' busiest part
+    tensor_pct: NotNegative | None = None  # of the peak of the tensor pipes
 
 
 class Counters(Stored):
@@ -44,16 +46,16 @@ class Counters(Stored):
     remedy: str | None = None
     tool: str | None = None  # which profiler, and what read its report
     kernels: list[KernelCounters] = Field(default_factory=list)  # in the order of their launches
-    duration_ms: FiniteFloat | None = None
-    dram_bytes: int | None = None  # read and written
-    dram_pct: FiniteFloat | None = None
-    occupancy_pct: FiniteFloat | None = None
-    l2_hit_pct: FiniteFloat | None = None
-    sm_pct: FiniteFloat | None = None
-    tensor_pct: FiniteFloat | None = None
-    registers: int | None = None
-    compulsory_bytes: int
-    traced_kernels: int | None = None  # of a call, by torch.profiler, which needs no permission
-    traced_ms: FiniteFloat | None = None  # the same call's time on the device, gaps left out: median of some cold calls
+    duration_ms: NotNegative | None = None
+    dram_bytes: Count | None = None  # read and written
+    dram_pct: NotNegative | None = None
+    occupancy_pct: NotNegative | None = None
+    l2_hit_pct: NotNegative | None = None
+    sm_pct: NotNegative | None = None
+    tensor_pct: NotNegative | None = None
+    registers: Count | None = None
+    compulsory_bytes: Annotated[Count, Field(gt=0)]
+    traced_kernels: Count | None = None  # of a call, by torch.profiler, which needs no permission
+    traced_ms: NotNegative | None = None  # the same call's time on the device, gaps left out: median of some cold calls
     traced_reason: str | None = None  # why it was not traced
     fingerprint: str

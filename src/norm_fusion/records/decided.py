@@ -30,7 +30,7 @@ class DecisionStatus(StrEnum):
 
 
 class Otherwise(Stored):
-    """What an older run that passes the same gates says of a row."""
+    """What else there is to a row: an older run that passes the same gates, or another series of the same run."""
 
     run: str
     value: FiniteFloat | None = None
@@ -54,6 +54,7 @@ class DecidedRow(Stored):
     standing: Standing
     reason: str
     others: list[Otherwise] = Field(default_factory=list)
+    alone: Otherwise | None = None  # by the kernels' own time, where that stands otherwise than in a CUDA graph
 
     @property
     def disputed(self) -> list[Otherwise]:

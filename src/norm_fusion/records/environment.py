@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, FiniteFloat
 
-from norm_fusion.records.base import Stored
+from norm_fusion.records.base import Count, Stored
 
 
 class Environment(Stored):
@@ -18,10 +18,10 @@ class Environment(Stored):
     device_index: int | None = None
     device_uuid: str | None = None
     compute_capability: str | None = None
-    sm_count: int | None = None
-    memory_bytes: int
-    cache_bytes: int  # L2 of a GPU, last-level cache of a CPU
-    threads: int | None = None  # CPU: torch's intra-op threads
+    sm_count: Count | None = None
+    memory_bytes: Count
+    cache_bytes: Count  # L2 of a GPU, last-level cache of a CPU
+    threads: Count | None = None  # CPU: torch's intra-op threads
     driver: str | None = None
     mig: bool | None = None
     ecc: bool | None = None

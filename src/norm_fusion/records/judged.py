@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field
 
-from norm_fusion.records.base import SCHEMA, Cache, Stored, Timer
+from norm_fusion.records.base import SCHEMA, Cache, Count, Positive, Stored, Timer
 from norm_fusion.records.timed import Record
 
 
@@ -33,12 +33,12 @@ class Call(Stored):
     code: str  # why, as one word that does not change
     reason: str  # why, as a sentence
     rule: int  # the version of the rule
-    attempt: int = 0  # which attempt it was judged from
-    processes: int = 0
-    speedup: FiniteFloat | None = None
-    low: FiniteFloat | None = None  # 95% interval of the speedup
-    high: FiniteFloat | None = None
-    ratios: list[FiniteFloat] = Field(default_factory=list)  # the speedup in each process
+    attempt: Count = 0  # which attempt it was judged from
+    processes: Count = 0
+    speedup: Positive | None = None
+    low: Positive | None = None  # 95% interval of the speedup
+    high: Positive | None = None
+    ratios: list[Positive] = Field(default_factory=list)  # the speedup in each process
     earlier: list[Call] = Field(default_factory=list)  # the attempts before: all are kept
 
     @property

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat
 
-from norm_fusion.records.base import SCHEMA, Stored
+from norm_fusion.records.base import SCHEMA, Count, Stored
 from norm_fusion.records.counted import Counters
 from norm_fusion.records.environment import Conditions, Environment, began_at
 
@@ -31,7 +31,7 @@ class Manifest(Stored):
     most: int = 1
     precision: FiniteFloat = 0.01  # half-width of an interval at which no further process is added
     budget_s: FiniteFloat | None = None
-    processes: int = 1  # how many there were, reruns not counted
+    processes: Count = 1  # how many there were, reruns not counted
     contestants: list[str] = Field(default_factory=list)  # the user's own, module:function
     profiled: list[tuple[str, str]] = Field(default_factory=list)  # whose hardware counters: case and profile
     model: str | None = None  # of GPU that was asked for, on a cluster

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat
 
-from norm_fusion.records.base import SCHEMA, Cache, Status, Stored, Timer
+from norm_fusion.records.base import SCHEMA, Cache, Count, Status, Stored, Timer
 from norm_fusion.spec import is_users
 
 
@@ -42,8 +42,8 @@ class Record(Stored):
     case: str
     op: str
     pass_: str = Field(default="forward", alias="pass")
-    rows: int
-    cols: int
+    rows: Count
+    cols: Count
     dtype: str
     profile: str
     resolved_backend: str | None = None  # what really ran
@@ -54,9 +54,9 @@ class Record(Stored):
     remedy: str | None = None
     timer: Timer = "none"
     cache: Cache = "none"
-    attempt: int = 0  # 0, then 1 and 2 for the automatic reruns
-    replicate: int | None = 0  # the process, counted from 0
-    processes: int | None = None  # pooled: how many
+    attempt: Count = 0  # 0, then 1 and 2 for the automatic reruns
+    replicate: Count | None = 0  # the process, counted from 0
+    processes: Count | None = None  # pooled: how many
     p50_ms: FiniteFloat | None = None
     p95_ms: FiniteFloat | None = None
     noise_ratio: FiniteFloat | None = None

@@ -284,7 +284,7 @@ def glance(rows: Sequence[Row], timers: Timers) -> Iterator[dict[str, object]]:
         mine = fused(group)
         if mine is None or mine.status is not Status.OK or mine.ratio is None or mine.latency is None:
             continue
-        if mine.latency.p50_ms is None:
+        if mine.ratio.p50_ms is None:
             continue
         best, baseline, eager = fastest_torch(group), baseline_of(mine.any.op), fastest_wall(group)
         involved = [mine, *(row for row in group if row.profile in (baseline, best and best.profile))]
@@ -294,7 +294,7 @@ def glance(rows: Sequence[Row], timers: Timers) -> Iterator[dict[str, object]]:
         yield {
             "case": case_title(case),
             "name": case,
-            "p50": _quoted(duration(mine.latency.p50_ms), mine.latency.timer, timers.latency, mine.latency.key),
+            "p50": _quoted(duration(mine.ratio.p50_ms), mine.ratio.timer, timers.ratio, mine.ratio.key),
             "share": _rates(mine, timers)[1],
             "baseline": _brief(mine, baseline, group),
             "operator": _brief(mine, OPERATOR, group) if baseline != OPERATOR else None,

@@ -10,6 +10,7 @@ from norm_fusion.report.notes import printable
 from norm_fusion.report.sheet import NOTHING, Cell, Column, Group, Line, Sheet, print_sheet
 from norm_fusion.runs.listing import Listed
 
+LONGEST = 60  # characters of a cell: a manifest may hold texts of megabytes
 STYLE = {"finished": "", "running": "cyan", "interrupted": "yellow", "partial": "yellow", "blocked": "red"}
 
 
@@ -19,7 +20,7 @@ def show_runs(console: Console, runs: Sequence[Listed]) -> None:
     def column(head: str, cell: Callable[[Listed], Cell | str]) -> Column:
         def said(i: int) -> Cell:
             made = cell(runs[i])
-            return (printable(made), "") if isinstance(made, str) else made
+            return (printable(made)[:LONGEST], "") if isinstance(made, str) else made
 
         return head, said
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -13,6 +16,8 @@ from pydantic import BaseModel, ValidationError
 from norm_fusion.records import SCHEMA, Record
 from norm_fusion.spec import SpecError
 
+LARGEST = 2**28  # bytes of a file, or of what it holds
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # in JSON a character beyond 16 bits has two
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -39,17 +44,40 @@ def read(path: Path, model: type[M]) -> M:
 
 
 def bytes_of(path: Path) -> bytes:
-    """What a file holds; raises StoreError naming it."""
+    """What a file holds; raises StoreError naming it where it is none, or larger than any of ours."""
     try:
+        found = path.stat()
+        if not S_ISREG(found.st_mode):  # a pipe would never end
+            raise StoreError(f"{path} is no file: delete it, or bring the run's back")
+        if found.st_size > LARGEST:
+            raise StoreError(f"{path} has {found.st_size / 2**20:,.0f} MiB: no file of a run is as large")
         return path.read_bytes()
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def unzipped(path: Path, data: bytes) -> bytes:
+    """What a .gz file holds; raises StoreError where it is none, or holds more than any of ours."""
+    packed = zlib.decompressobj(wbits=31)
+    try:
+        found = packed.decompress(data, LARGEST)
+    except zlib.error as error:
+        raise StoreError(f"{path} does not hold samples: {problem(error)}") from None
+    if packed.unconsumed_tail:
+        raise StoreError(f"{path} holds more than {LARGEST / 2**20:,.0f} MiB: no file of a run does")
+    if not packed.eof or packed.unused_data:
+        raise StoreError(f"{path} does not hold samples: it ends too early, or goes on after its end")
+    return found
+
+
 def load(path: Path, what: str) -> Any:
     """A file's JSON; `what` it should be."""
+    data = bytes_of(path)
     try:
-        return json.loads(bytes_of(path))
+        found = json.loads(data)
+        if HALF.search(data):
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except (ValueError, RecursionError) as error:  # cut, not UTF-8, a number of 5,000 digits, brackets without end
         raise StoreError(f"{path} is not a readable {what}: {problem(error)}") from None
 
@@ -67,8 +95,13 @@ def validated(path: Path, data: object, model: type[M]) -> M:
 
 def problem(error: Exception) -> str:
     """The first line of what an error says; pydantic's second names the field."""
-    lines = str(error).splitlines()
-    return ": ".join(line.strip() for line in lines[: 2 if isinstance(error, ValidationError) else 1])
+    if isinstance(error, UnicodeEncodeError):
+        return "it holds half of a character"
+    if isinstance(error, ValidationError):  # without what was read: that may be of any length, and of any file
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        count = f"{error.error_count()} errors, the first" if error.error_count() > 1 else ""
+        return ": ".join(filter(None, (count, ".".join(map(str, first["loc"])), first["msg"])))
+    return str(error).partition("\n")[0].strip()
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:

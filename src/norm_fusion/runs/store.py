@@ -21,11 +21,11 @@ import gzip
 import json
 import re
 import secrets
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,18 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from norm_fusion.records import SCHEMA, Conclusions, Conditions, Counters, Manifest, Record, Samples
-from norm_fusion.runs.files import StoreError, append_lines, as_json, bytes_of, problem, read, records_in, write_whole
-from norm_fusion.spec import CONTROL, ROOF
+from norm_fusion.runs.files import (
+    StoreError,
+    append_lines,
+    as_json,
+    bytes_of,
+    problem,
+    read,
+    records_in,
+    unzipped,
+    write_whole,
+)
+from norm_fusion.spec import CONTROL, ROOF, Case
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # Files of samples that stay unpacked: those of one case, in fifteen processes and three attempts.
@@ -188,16 +198,19 @@ class RunStore:
     def events(self) -> list[dict[str, Any]]:
         """What happened, in time order. A last line that was cut off, as a crash leaves it, is skipped."""
         path = self.path / "events.jsonl"
-        whole = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+        whole = bytes_of(path).split(b"\n")[:-1] if path.exists() else []
         try:
-            return [json.loads(line) for line in whole]
-        except ValueError as error:
-            raise StoreError(f"{path} is no log of events: {error}") from None
+            found = [json.loads(line) for line in whole]
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{path} is no log of events: {problem(error)}") from None
+        if odd := [number for number, one in enumerate(found, start=1) if not isinstance(one, dict)]:
+            raise StoreError(f"{path} is no log of events: line {odd[0]} is none")
+        return found
 
     def sum_lines(self) -> list[str]:
         """The lines of SHA256SUMS."""
         path = self.path / SUMS
-        return path.read_text().splitlines() if path.is_file() else []
+        return bytes_of(path).decode("utf-8", "replace").splitlines() if path.is_file() else []
 
     @property
     def sums_cut_off(self) -> bool:
@@ -244,12 +257,15 @@ class RunStore:
         """All records that can be read, and each file that cannot, or is not there."""
         records: list[Record] = []
         left_out: dict[str, LeftOut] = {}  # by the file's name
-        sums, schema = self._sums(), self.manifest().schema_version
+        manifest, sums = self.manifest(), self._sums()
+        schema = manifest.schema_version
         files = self.record_files()
         for path in files:
             try:
                 found = records_in(path)
                 self._check(path, sums, schema)
+                for record in found:
+                    _checked(path, record, manifest.run_id)
                 if odd := {record.schema_version for record in found} - {schema}:
                     raise StoreError(f"{path} is of schema {max(odd)}, its run of {schema}: it is not the run's")
                 records += found
@@ -313,8 +329,8 @@ class RunStore:
         """Are all files of samples there that these records name, as they were written?"""
         named = {r.samples_file: r.samples_sha256 for r in records if r.samples_file is not None}
         try:
-            return all(sha256((self.path / file).read_bytes()).hexdigest() == told for file, told in named.items())
-        except OSError:
+            return all(sha256(bytes_of(self.path / file)).hexdigest() == told for file, told in named.items())
+        except StoreError:
             return False
 
     def conclusions(self) -> Conclusions | None:
@@ -340,7 +356,7 @@ class RunStore:
     def conditions(self) -> Iterator[Conditions]:
         """The readings, in time order. A last line that was cut off, as a crash leaves it, is skipped."""
         path = self.path / "conditions.jsonl"
-        whole = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+        whole = bytes_of(path).split(b"\n")[:-1] if path.exists() else []
         for number, line in enumerate(whole, start=1):
             try:
                 yield Conditions.model_validate_json(line)
@@ -358,14 +374,27 @@ class RunStore:
         if sha256(data).hexdigest() != record.samples_sha256:
             raise StoreError(f"{path} was changed after it was written: its hash is not its record's")
         try:
-            text = gzip.decompress(data)
+            text = unzipped(path, data)
             found = _LIST_OF_SAMPLES.validate_json(text if text.startswith(b"[") else b"[" + text + b"]")
-        except (OSError, EOFError, ValidationError, zlib.error) as error:
+        except ValidationError as error:
             raise StoreError(f"{path} does not hold samples: {problem(error)}") from None
         while len(self._unpacked) >= UNPACKED:
             del self._unpacked[next(iter(self._unpacked))]
         name = str(record.samples_file)
         self._unpacked[name] = (str(record.samples_sha256), {samples.key: samples for samples in found})
+
+
+def _checked(path: Path, record: Record, run_id: str) -> None:
+    """Raise StoreError where a record is of another run, or of another size than the name of its case says."""
+    if record.run_id != run_id:
+        raise StoreError(f"{path} is of run {record.run_id[:100]!r}, and not of {run_id[:100]!r}: bring the run's back")
+    case = _case_of(record.case)
+    told = (record.op, record.pass_, record.rows, record.cols, record.dtype)
+    if case is not None and told != (case.op, case.pass_, case.rows, case.cols, case.dtype):
+        raise StoreError(f"{path} was edited: a record of {record.case} says that it is {' '.join(map(str, told))}")
+
+
+_case_of = lru_cache(maxsize=4096)(Case.of)
 
 
 def in_order(records: Iterable[Record], manifest: Manifest) -> list[Record]:

@@ -27,7 +27,7 @@ from norm_fusion.evidence.examples import examples
 from norm_fusion.evidence.experiments import Experiment, experiment
 from norm_fusion.evidence.standing import Evidence
 from norm_fusion.records import DecisionStatus
-from norm_fusion.runs.files import as_json
+from norm_fusion.runs.files import as_json, problem
 from norm_fusion.runs.store import RunStore
 from norm_fusion.runs.suites import Suite
 from norm_fusion.site import comparing, decisions, experiments, runs
@@ -104,7 +104,7 @@ def build(asked: Asked, tell: Callable[[str], None] = lambda said: None) -> Buil
         return Built(asked.output / "index.html", len(digests), 0, len(before.made), [*left_out, *named])
     loaded = [] if asked.decisions is None else load_all(asked.decisions, [suite.name for suite in asked.suites])
 
-    pages = Pages(asked.output)
+    pages = Pages(asked.output, asked.folders)
     # Whose folder it is stands there first: what is interrupted can be gone on with.
     pages.put(MARK, as_json(before.model_copy(update={"key": ""})))
     at = runs.addresses(archive.runs)
@@ -211,11 +211,26 @@ def _being_made(
 def _one(task: tuple[Path, Path, str, str, str]) -> _Run:
     """The pages of a run, in whatever process."""
     output, path, name, slug, told = task
-    pages, address = Pages(output), Address(name, slug)
+    pages, address = Pages(output, [Path(str(path).removesuffix(name))]), Address(name, slug)
     run = Kept(RunStore(path), name)
-    runs.write(pages, run, address)
-    pages.put(comparing.path_of(address), comparing.data_of(run, address))
-    return _Run(digest=told, slug=slug, cases=address.cases, made=sorted(pages.made), listed=_listed(run))
+    try:
+        odd = runs.write(pages, run, address)
+        pages.put(comparing.path_of(address), comparing.data_of(run, address))
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
+        # Of figures that no run can have; one run is no reason to make no site.
+        odd = [f"{path} cannot be shown: {type(error).__name__}: {problem(error)}"]
+        address.cases.clear()
+        pages.write(address.page, "unread.html", name=name, left_out=odd, manifest=run.manifest)
+        pages.put(comparing.path_of(address), comparing.none(name, odd[0]))
+    listed = _listed(run)
+    listed["left_out"] += odd
+    return _Run(digest=told, slug=slug, cases=address.cases, made=sorted(pages.made), listed=listed)
 
 
 def _listed(run: Kept) -> dict[str, Any]:

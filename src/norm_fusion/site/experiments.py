@@ -139,7 +139,7 @@ def write(
         decisions=[one.decided for one in judged if suite.name in one.decision.experiments],
         headline=list(headline(rows, page.counters)),
         sweep=[(line, winner(groups[str(line["name"])])) for line in glance(rows, timers)],
-        taken=TAKEN[timers.latency or "none"],
+        taken=TAKEN[timers.ratio or "none"],
         undrawn=undrawn,
         slices=[(title, up(page.path) + page.slice(name), count) for name, title, count in slices],
         strips=strips,

@@ -86,14 +86,23 @@ def _plain(quotes: Mapping[str, Sequence[Quote]]) -> Iterator[tuple[str, str]]:
         yield f"{_adopt(graph[0][1]).capitalize()} in CUDA graphs", f"faster {than}"
     if quotes[EAGER]:
         said = f"{_adopt(quotes[EAGER])} in eager calls"
-        yield said if graph else said.capitalize(), f"faster than {FASTEST} {_supported(quotes[EAGER])}"
+        slower = sum(_below(one) for one in quotes[EAGER])
+        noisy = f", and slower in {slower} that are too noisy or too few to be called" if slower else ""
+        yield said if graph else said.capitalize(), f"faster than {FASTEST} {_supported(quotes[EAGER])}{noisy}"
+
+
+def _below(one: Quote) -> bool:
+    """Its interval lies below 1, and no call says so."""
+    return one.label is not Label.REGRESSION and one.interval is not None and one.interval[1] < 1
 
 
 def _adopt(quotes: Sequence[Quote]) -> str:
     labels = [one.label for one in quotes]
     if Label.SUPPORTED in labels:
         return "yes" if {*labels} == {Label.SUPPORTED} else "in part"
-    return "no" if Label.REGRESSION in labels else "not shown"
+    if Label.REGRESSION in labels:
+        return "no"
+    return "probably not" if 2 * sum(map(_below, quotes)) > len(quotes) else "not shown"
 
 
 def _supported(quotes: Sequence[Quote]) -> str:

@@ -47,10 +47,14 @@ class Figure:
 
 
 class Pages:
-    """Writes pages below a folder. `made`: the paths of what was written, or was there and is the same."""
+    """Writes pages below a folder. `made`: the paths of what was written, or was there and is the same.
 
-    def __init__(self, output: Path) -> None:
+    `folders`: where runs lie; pages tell their names, and not where on the machine that makes the site they are.
+    """
+
+    def __init__(self, output: Path, folders: Sequence[Path] = ()) -> None:
         self.output = output
+        self._absolute = [folder for folder in folders if folder.is_absolute()]
         self.made: set[str] = set()
 
     def write(
@@ -77,6 +81,8 @@ class Pages:
         """A file, if it is not there as it should be."""
         self.made.add(path)
         target = self.output / path
+        for folder in self._absolute if target.suffix in (".html", ".js") else ():
+            data = data.replace(f"{folder}/".encode(), f"{folder.name}/".encode())
         try:
             if target.stat().st_size == len(data) and target.read_bytes() == data:
                 return

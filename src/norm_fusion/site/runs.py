@@ -72,13 +72,13 @@ def anchor(key: str) -> str:
     return key if SAFE.fullmatch(key) else f"x-{sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
-def write(pages: Pages, run: Kept, at: Address) -> None:
-    """All pages of a run, and its files."""
+def write(pages: Pages, run: Kept, at: Address) -> list[str]:
+    """All pages of a run, and its files; returns a sentence for each file that nothing else of the run asks for."""
     copied = set(_copied(pages, run.store, at))
     made = run.conclusions
     if made is None:
         pages.write(at.page, "unread.html", name=run.name, left_out=run.left_out, manifest=run.manifest)
-        return
+        return []
     rows = rows_of(made, run.manifest)
     conditions, unread = _conditions(run.store)
     linked = {
@@ -105,6 +105,7 @@ def write(pages: Pages, run: Kept, at: Address) -> None:
     sums = _sums(run.store)
     for case, mine in cases(rows).items():
         _case(pages, run, at, case, mine, singles.get(case, []), made, sums, copied, linked)
+    return [unread] if unread else []
 
 
 def _case(
