@@ -19,7 +19,8 @@ from speaking import CLEAN, COMPILE, EAGER, NATIVE, OF_EXAMPLE, OTHER, USUAL, ex
 from norm_fusion.cli import lab
 from norm_fusion.cli.decide import _decide, _here
 from norm_fusion.evidence.ledger import LEDGER
-from norm_fusion.records import Decided, Ledger
+from norm_fusion.records import Decided, Label, Ledger
+from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import Case
 
 ROOT = Path(__file__).parents[1]
@@ -230,6 +231,21 @@ def test_runs_that_change_nothing_leave_it_as_it_is(place: Place) -> None:
         cases=[Case.parse("layernorm-8x8-float16")],
     )
     assert place.decide("--check").exit_code == 0
+
+
+def test_calls_that_no_records_make_are_seen_where_it_counts(place: Place) -> None:
+    store = RunStore(place.evidence / "new")
+    stored = store.conclusions()
+    assert stored is not None
+    lies = [call.model_copy(update={"label": Label.SUPPORTED, "speedup": 99.0}) for call in stored.calls]
+    store.write_conclusions(stored.model_copy(update={"calls": lies}))
+    done = place.decide("--check")
+    assert done.exit_code == 1
+    assert "new/calls.json is not what its records make: the call" in done.stderr
+    assert "is supported" in done.stderr and "99.0" in done.stderr
+    assert "nothing is kept while files are left out" in place.decide("--write").stderr
+    verified = CliRunner().invoke(lab, ["verify", str(store.path)])
+    assert verified.exit_code == 1 and "calls.json: the call" in verified.stderr
 
 
 # Evidence that is damaged

@@ -29,7 +29,7 @@ from norm_fusion.evidence.deciding import decide
 from norm_fusion.evidence.decisions import load
 from norm_fusion.evidence.expiry import expired, expires, last_day
 from norm_fusion.evidence.verdicts import RULE
-from norm_fusion.records import Environment, HarnessCheck, HarnessReport
+from norm_fusion.records import Conclusions, Environment, HarnessCheck, HarnessReport
 from norm_fusion.runs.files import as_json
 from norm_fusion.spec import CONTROL, ROOF, Case
 
@@ -104,6 +104,22 @@ def test_what_an_older_run_decides_otherwise_is_a_line(tmp_path: Path) -> None:
     assert both["runs"] == [
         f"“a is so” at {CASE.name}: holds by run-23, the newest run; does not hold by the older run-22 (0.5), "
         "run-20 (0.5)."
+    ]
+
+
+def test_where_the_kernels_own_time_decides_otherwise_is_a_line(tmp_path: Path) -> None:
+    series = [("graph", "cold"), ("device", "cold")]
+    kept(tmp_path / "runs", "run", series=series)
+    assert "series" not in boundary(tmp_path / "runs", a={})
+    store = kept(tmp_path / "other", "run", series=series)
+    stored = store.conclusions()
+    assert stored is not None
+    far = {"speedup": 1.0, "low": 0.999, "high": 1.001, "label": "no difference"}
+    calls = [call.model_copy(update=far) if call.timer == "device" else call for call in stored.calls]
+    store.write_conclusions(Conclusions.model_validate(stored.model_copy(update={"calls": calls}).model_dump()))
+    assert boundary(tmp_path / "other", a={})["series"] == [
+        f"“a is so” at {CASE.name}: holds in CUDA graphs, and does not hold by the kernels' own time "
+        "(1x, no difference)."
     ]
 
 

@@ -133,6 +133,13 @@ def test_older_runs_are_asked_that_pass_the_same_gates_and_not_more_than_eight(t
     assert {(other.case, other.gpu) for other in found} == {(CASE.name, "a GPU")}
 
 
+def test_a_run_of_the_future_does_not_speak(tmp_path: Path) -> None:
+    kept(tmp_path, "old", day=1)
+    kept(tmp_path, "new", day=2, started_at="2999-01-01T00:00:00+00:00")
+    assert chosen(tmp_path) == {"a GPU": "old"}
+    assert passed_over(tmp_path) == {"new": "says that it began in the future"}
+
+
 def test_what_is_not_asked_for_need_not_be_there(tmp_path: Path) -> None:
     kept(tmp_path, "old", day=1)
     kept(tmp_path, "new", {EAGER: 0.2, FUSED: 0.1}, day=2)
@@ -250,6 +257,12 @@ def _half_a_letter(store: RunStore) -> None:
     path.write_text(path.read_text().replace('"reason": "', '"reason": "\\ud800', 1))
 
 
+def _another_size(store: RunStore) -> None:
+    path = _record(store)
+    path.write_text(path.read_text().replace('"rows":1024', '"rows":2048'))
+    summed(store)
+
+
 def _record(store: RunStore) -> Path:
     return next((store.path / "records").glob("*.r1.json"))
 
@@ -264,7 +277,8 @@ def _record(store: RunStore) -> Path:
         (_gone, "r1.json is missing: bring it back"),
         (_cut_samples, "was changed after it was written"),
         (_edited_calls, "calls.json is not of this manifest and these records"),
-        (_half_a_letter, "cannot be judged: "),
+        (_half_a_letter, "calls.json is not a readable conclusions: it holds half of a character"),
+        (_another_size, "was edited: a record of"),
     ],
 )
 def test_a_damaged_run_is_named_and_left_out(tmp_path: Path, damage: Callable[[RunStore], None], says: str) -> None:

@@ -2,14 +2,17 @@
 
 import gzip
 import json
+import os
 import subprocess
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from manifests import manifest
 
 from norm_fusion.records import SCHEMA, Conclusions, Conditions, Record, Samples, Status
+from norm_fusion.runs import files
 from norm_fusion.runs import store as module
 from norm_fusion.runs.files import StoreError
 from norm_fusion.runs.store import RunStore, in_order, new_run_id
@@ -157,7 +160,14 @@ def test_files_are_the_ones_that_were_written(tmp_path: Path) -> None:
         path.mkdir()
 
     (said,) = left("folder", folder)
-    assert "cannot be read: Is a directory" in said
+    assert "r1.json is no file: delete it, or bring the run's back" in said
+
+    def piped(store: RunStore, path: Path) -> None:
+        path.unlink()
+        os.mkfifo(path)
+
+    (said,) = left("pipe", piped)
+    assert "r1.json is no file" in said
 
     def erased(store: RunStore, path: Path) -> None:
         path.unlink()
@@ -218,10 +228,21 @@ def test_a_file_of_samples_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.
     mine = [record(f"torch-{i}") for i in range(9)]
     kept = store.keep(CASE, 0, 0, [(one, samples(one)) for one in mine])
     unpacked: list[int] = []
-    decompress = gzip.decompress
-    monkeypatch.setattr(module.gzip, "decompress", lambda data: unpacked.append(1) or decompress(data))
+    unzipped = module.unzipped
+    monkeypatch.setattr(module, "unzipped", lambda *words: unpacked.append(1) or unzipped(*words))
     assert [store.samples(one).key for one in kept] == [one.key for one in mine]
     assert len(unpacked) == 1
+
+
+def test_samples_that_unpack_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = created(tmp_path)
+    (kept,) = store.keep(CASE, 0, 0, [(record(), samples(record()))])
+    monkeypatch.setattr(files, "LARGEST", 1000)
+    bomb = gzip.compress(b" " * 10_000)
+    (store.path / str(kept.samples_file)).write_bytes(bomb)
+    odd = kept.model_copy(update={"samples_sha256": sha256(bomb).hexdigest()})
+    with pytest.raises(StoreError, match="holds more than 0 MiB: no file of a run does"):
+        store.samples(odd)
 
 
 def test_few_files_of_samples_stay_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

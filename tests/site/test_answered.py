@@ -10,12 +10,16 @@ from playwright.sync_api import Browser
 from speaking import COMPILE, EAGER, NATIVE, SPREAD, kept
 from visiting import dead_links, visited
 
+from norm_fusion.evidence.archive import Kept
 from norm_fusion.report.rows import Row, rows_of
+from norm_fusion.site import runs
 from norm_fusion.site.build import build
 from norm_fusion.site.findings import BASE, OWN, answered, winner
+from norm_fusion.site.pages import Pages
 from norm_fusion.spec import Case
 
 LAYER = Case.parse("layernorm-1024x1024-float16")
+APART_SLOWER = (0.155, 0.165, 0.15, 0.16, 0.17)  # than 0.15: by 7%, give or take 5
 APART = (0.08, 0.09, 0.1, 0.11, 0.12)
 Times = Mapping[str, float | Sequence[float]]
 
@@ -68,11 +72,18 @@ def test_where_nothing_was_timed_nobody_wins() -> None:
         (0.1, 0.1, [("Yes in CUDA graphs", "in 1 of 1, than"), ("yes in eager calls", "in 1 of 1")]),
         (0.1, 0.4, [("Yes in CUDA graphs", "in 1 of 1, than"), ("no in eager calls", "in 0 of 1")]),
         (0.15, 0.15, [("Not shown in CUDA graphs", "in 0 of 1, than"), ("not shown in eager calls", "in 0 of 1")]),
+        (
+            0.1,
+            APART_SLOWER,
+            [("Yes in CUDA graphs", "in 1 of 1, than"), ("probably not in eager calls", "slower in 1")],
+        ),
         (0.4, 0.1, [("No in CUDA graphs", "in 0 of 1, than"), ("yes in eager calls", "in 1 of 1")]),
     ],
-    ids=["both", "graphs alone", "no difference", "calls alone"],
+    ids=["both", "graphs alone", "no difference", "too wide to be called", "calls alone"],
 )
-def test_the_answer_is_what_the_calls_say(graph: float, wall: float, plain: list[tuple[str, str]]) -> None:
+def test_the_answer_is_what_the_calls_say(
+    graph: float, wall: float | Sequence[float], plain: list[tuple[str, str]]
+) -> None:
     others = {EAGER: 0.3, NATIVE: 0.15, COMPILE: 0.2}
     (one,) = answered(rows(others | {FUSED: graph}, others | {FUSED: wall}))
     assert [bold for bold, _ in one.plain] == [bold for bold, _ in plain]
@@ -98,6 +109,27 @@ def test_a_suite_without_runs_has_a_page_that_says_why_and_how(tmp_path: Path) -
     assert "./scripts/benchmark --run-id &lt;run-id&gt;" in text and "torch-compile-max" in text
     planned = (tmp_path / "site/experiments/backward.html").read_text()
     assert 'class="status planned"' in planned and "Why no run speaks" not in planned
+    assert dead_links(tmp_path / "site") == []
+
+
+def test_a_run_that_cannot_be_shown_is_named_and_the_others_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(tmp_path / "runs", "fine")
+    kept(tmp_path / "runs", "odd")
+    case = runs._case
+
+    def drawn(pages: Pages, run: Kept, *more: object) -> None:
+        case(pages, run, *more)  # type: ignore[arg-type]
+        if run.name == "odd":
+            raise ZeroDivisionError("float division by zero")
+
+    monkeypatch.setattr(runs, "_case", drawn)
+    made = build(asked(tmp_path / "site", tmp_path / "runs"))
+    assert any("odd cannot be shown: ZeroDivisionError: float division" in said for said in made.left_out)
+    page = (tmp_path / "site/runs/odd/index.html").read_text()
+    assert "Nothing of it can be judged" in page and str(tmp_path) not in page
+    assert "triton-fused-rmsnorm" in (tmp_path / "site/runs/fine/index.html").read_text()
     assert dead_links(tmp_path / "site") == []
 
 
