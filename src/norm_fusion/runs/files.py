@@ -7,6 +7,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from norm_fusion.records import SCHEMA, Record
-from norm_fusion.spec import SpecError
+from norm_fusion.spec import Case, SpecError
 
 LARGEST = 2**28  # bytes of a file, or of what it holds
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # in JSON a character beyond 16 bits has two
@@ -36,6 +37,17 @@ def records_in(path: Path) -> list[Record]:
     if data == []:
         raise StoreError(f"{path} is not a readable record: it holds none")
     return [validated(path, item, Record) for item in (data if isinstance(data, list) else [data])]
+
+
+def sized(path: Path, records: Iterable[Record]) -> None:
+    """Raises StoreError where a record is of another operator or size than the name of its case says."""
+    for one in records:
+        case, told = _case_of(one.case), (one.op, one.pass_, one.rows, one.cols, one.dtype)
+        if case is not None and told != (case.op, case.pass_, case.rows, case.cols, case.dtype):
+            raise StoreError(f"{path} was edited: a record of {one.case} says that it is {' '.join(map(str, told))}")
+
+
+_case_of = lru_cache(maxsize=4096)(Case.of)
 
 
 def read(path: Path, model: type[M]) -> M:

@@ -25,7 +25,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -41,10 +40,11 @@ from norm_fusion.runs.files import (
     problem,
     read,
     records_in,
+    sized,
     unzipped,
     write_whole,
 )
-from norm_fusion.spec import CONTROL, ROOF, Case
+from norm_fusion.spec import CONTROL, ROOF
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # Files of samples that stay unpacked: those of one case, in fifteen processes and three attempts.
@@ -263,8 +263,7 @@ class RunStore:
             try:
                 found = records_in(path)
                 self._check(path, sums, schema)
-                for record in found:
-                    _checked(path, record)
+                sized(path, found)
                 if odd := {record.schema_version for record in found} - {schema}:
                     raise StoreError(f"{path} is of schema {max(odd)}, its run of {schema}: it is not the run's")
                 records += found
@@ -381,17 +380,6 @@ class RunStore:
             del self._unpacked[next(iter(self._unpacked))]
         name = str(record.samples_file)
         self._unpacked[name] = (str(record.samples_sha256), {samples.key: samples for samples in found})
-
-
-def _checked(path: Path, record: Record) -> None:
-    """Raise StoreError where a record is of another size than the name of its case says."""
-    case = _case_of(record.case)
-    told = (record.op, record.pass_, record.rows, record.cols, record.dtype)
-    if case is not None and told != (case.op, case.pass_, case.rows, case.cols, case.dtype):
-        raise StoreError(f"{path} was edited: a record of {record.case} says that it is {' '.join(map(str, told))}")
-
-
-_case_of = lru_cache(maxsize=4096)(Case.of)
 
 
 def in_order(records: Iterable[Record], manifest: Manifest) -> list[Record]:

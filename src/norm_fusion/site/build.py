@@ -39,6 +39,7 @@ from norm_fusion.spec import SpecError
 MARK = ".norm-fusion-site.json"
 WORKERS = 3  # each imports what draws plots, 200 MB, and so does this process: more would not fit into a gigabyte
 STATES = ("blocked", "planned", "partial", "ready")
+ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of figures that no run can have
 FEW = 3  # runs that are not worth a process of their own
 
 
@@ -200,12 +201,17 @@ def _being_made(
     if len(tasks) <= FEW:
         yield map(_one, tasks)
         return
-    with ProcessPoolExecutor(min(WORKERS, os.cpu_count() or 1), get_context("spawn"), gc.freeze) as pool:
+    with ProcessPoolExecutor(min(WORKERS, os.cpu_count() or 1), get_context("spawn"), _begin) as pool:
         try:
             yield pool.map(_one, tasks)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _begin() -> None:
+    """In a process of its own: what is imported stays, and the collector need not look at it again and again."""
+    gc.freeze()
 
 
 def _one(task: tuple[Path, Path, str, str, str]) -> _Run:
@@ -216,14 +222,7 @@ def _one(task: tuple[Path, Path, str, str, str]) -> _Run:
     try:
         odd = runs.write(pages, run, address)
         pages.put(comparing.path_of(address), comparing.data_of(run, address))
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as error:
-        # Of figures that no run can have; one run is no reason to make no site.
+    except ODD as error:  # one run is no reason to make no site
         odd = [f"{path} cannot be shown: {type(error).__name__}: {problem(error)}"]
         address.cases.clear()
         pages.write(address.page, "unread.html", name=name, left_out=odd, manifest=run.manifest)
