@@ -82,8 +82,7 @@ def decided() -> str:
     assert ledger is not None
     table = ["| decision | status | rests on | its boundary |", "|---|---|---|---|"]
     for one in ledger.decisions:
-        sides = [[row for c in one.claims if c.boundary is beyond for row in c.rows] for beyond in (False, True)]
-        said = [tally(rows) if rows else "-" for rows in sides]
+        said = [tally(rows) if (rows := one.rows(boundary)) else "-" for boundary in (False, True)]
         table.append(
             f"| [{one.title}](decisions/{one.name}.toml): {one.statement} | {one.status.value} | {' | '.join(said)} |"
         )

@@ -17,7 +17,8 @@ from norm_fusion.evidence.verdicts import conclude
 from norm_fusion.records import Label, Status
 from norm_fusion.report import chart, page, panels
 from norm_fusion.report.rows import join
-from norm_fusion.runs.store import RunStore, in_order
+from norm_fusion.runs.order import in_order
+from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import DEFAULT_CASES
 
 

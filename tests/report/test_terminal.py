@@ -18,7 +18,8 @@ from norm_fusion.report.notes import notes
 from norm_fusion.report.quotes import Overall, Quote, overall, quote
 from norm_fusion.report.rows import WALL, Row, Series, fastest_torch, fused, join
 from norm_fusion.report.table import show
-from norm_fusion.runs.store import RunStore, in_order
+from norm_fusion.runs.order import in_order
+from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import BASELINE
 
 GRAPH: Series = ("graph", "cold")

@@ -15,7 +15,8 @@ from norm_fusion.records import SCHEMA, Conclusions, Conditions, Record, Samples
 from norm_fusion.runs import files
 from norm_fusion.runs import store as module
 from norm_fusion.runs.files import StoreError
-from norm_fusion.runs.store import RunStore, in_order, new_run_id
+from norm_fusion.runs.order import in_order
+from norm_fusion.runs.store import RunStore, new_run_id
 from norm_fusion.runs.verify import verified
 from norm_fusion.spec import CONTROL, ROOF
 

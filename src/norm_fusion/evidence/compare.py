@@ -16,7 +16,7 @@ from norm_fusion.evidence import verdicts
 from norm_fusion.evidence.claims import JUDGED
 from norm_fusion.evidence.pool import by_series, quoted
 from norm_fusion.records import Cache, Environment, Label, Manifest, Record, Timer
-from norm_fusion.runs.store import in_order
+from norm_fusion.runs.order import in_order
 from norm_fusion.spec import CONTROL, ROOF, SpecError
 
 # What must be alike, by the name under which a difference is allowed: facts of the environment, `quick` of the

@@ -48,7 +48,6 @@ class Example(BaseModel):
             raise ValueError("it holds no process")
         if (why := odd(self.environment)) is not None:
             raise ValueError(why)
-        self.case.encode()  # ValueError: halves of characters
         return self
 
     @property

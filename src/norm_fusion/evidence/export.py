@@ -25,7 +25,8 @@ from norm_fusion.evidence.stored import with_records
 from norm_fusion.records import Call, Code, Conclusions, Counters, Manifest, Record
 from norm_fusion.runs.files import StoreError, bytes_of, problem, read
 from norm_fusion.runs.listing import listed
-from norm_fusion.runs.store import SUM, SUMS, RunStore, in_order
+from norm_fusion.runs.order import in_order
+from norm_fusion.runs.store import SUM, SUMS, RunStore
 from norm_fusion.spec import Case, SpecError
 
 Cell = str | int | float | bool | None

@@ -167,4 +167,4 @@ def _model(run: Kept, case: str, counted: bool) -> str:
     names = {where.device_name for where in run.manifest.environments}
     found = run.environment_of(case, counted) if len(names) > 1 else run.manifest.environment
     # Of a damaged one too there is a sentence, which is printed and written.
-    return "" if found is None else found.device_name[:LONGEST].encode("utf-8", "backslashreplace").decode()
+    return "" if found is None else found.device_name[:LONGEST]

@@ -33,19 +33,23 @@ def concluded(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list[st
     return made, left_out
 
 
-def with_records(store: RunStore, manifest: Manifest) -> tuple[Conclusions, list[Record], list[str]]:
-    """The same, with the records that they were made of."""
+def with_records(
+    store: RunStore, manifest: Manifest, anew: bool = False
+) -> tuple[Conclusions, list[Record], list[str]]:
+    """The same, with the records that they were made of; `anew`: made again, and those stored have to be alike."""
     unreadable = []
     try:
         stored = store.conclusions()
     except StoreError as error:
         stored, unreadable = None, [str(error)]
-    if stored is not None:
+    if stored is not None and not anew:
         records, left_out = store.read()
         if store.has_samples(records) and not left_out:
             return stored, records, []
         # Samples are not what the records were made of: the judge says of which.
     made, records, said = rejudged(store, manifest)
+    if anew and stored is not None and (odd := next(forged(stored, made), None)):
+        unreadable.append(f"{store.path / 'calls.json'} is not what its records make: {odd}")
     return made, records, said + unreadable
 
 

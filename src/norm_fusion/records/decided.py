@@ -105,6 +105,10 @@ class Decided(Stored):
     latest: str | None = None
     unheard: list[str] = Field(default_factory=list)  # cases of its claims that no run may speak for, and why
 
+    def rows(self, boundary: bool) -> list[DecidedRow]:
+        """Those of the claims that it rests on, or of its boundary."""
+        return [row for claim in self.claims if claim.boundary is boundary for row in claim.rows]
+
 
 class Ledger(Stored):
     """All decisions as they were last decided, and by which versions of the rules."""

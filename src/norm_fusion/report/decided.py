@@ -69,9 +69,8 @@ def show_matrix(console: Console, decisions: Sequence[Decided]) -> None:
 
 def held(one: Decided, boundary: bool) -> str:
     """`5 of 5`: the rows that hold, or are shown, of the claims that it rests on, or of its boundary."""
-    claims = [claim for claim in one.claims if claim.boundary is boundary]
-    rows = sum(len(claim.rows) for claim in claims)
-    return f"{sum(c.count(Standing.HOLDS, Standing.SHOWN) for c in claims)} of {rows}" if rows else NOTHING
+    rows = one.rows(boundary)
+    return f"{sum(r.standing in (Standing.HOLDS, Standing.SHOWN) for r in rows)} of {len(rows)}" if rows else NOTHING
 
 
 def show_decision(

@@ -10,7 +10,7 @@ from norm_fusion.evidence.claims import fastest
 from norm_fusion.evidence.pool import quoted
 from norm_fusion.metrics import GATES, half_width
 from norm_fusion.records import Cache, Call, Conclusions, Manifest, Record, Status, Timer
-from norm_fusion.runs.store import in_order
+from norm_fusion.runs.order import in_order
 from norm_fusion.spec import BASELINE_OF, CONTROL, ROOF, Case, Op, Pass
 
 Series = tuple[Timer, Cache]

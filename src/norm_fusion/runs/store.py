@@ -44,7 +44,6 @@ from norm_fusion.runs.files import (
     unzipped,
     write_whole,
 )
-from norm_fusion.spec import CONTROL, ROOF
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # Files of samples that stay unpacked: those of one case, in fifteen processes and three attempts.
@@ -284,11 +283,11 @@ class RunStore:
     def _sums(self) -> dict[str, str] | None:
         """The hash of each file as it was written; None where the run is of before there were any."""
         path = self.path / SUMS
-        try:
-            lines = path.read_text().splitlines()
-        except FileNotFoundError:
+        if not path.exists():
             return None
-        except (OSError, ValueError) as error:
+        try:
+            lines = bytes_of(path).decode().splitlines()
+        except ValueError as error:
             raise StoreError(f"{path} cannot be read: {error}") from None
         found = [match.groups() for line in lines if (match := SUM.fullmatch(line))]
         return {file: hashed for hashed, file in found}
@@ -380,21 +379,6 @@ class RunStore:
             del self._unpacked[next(iter(self._unpacked))]
         name = str(record.samples_file)
         self._unpacked[name] = (str(record.samples_sha256), {samples.key: samples for samples in found})
-
-
-def in_order(records: Iterable[Record], manifest: Manifest) -> list[Record]:
-    """Records in the order in which the run was asked: cases, then profiles, the control, the roof, then series."""
-    cases = {name: i for i, name in enumerate(manifest.cases)}
-    profiles = {name: i for i, name in enumerate(manifest.profiles)}
-    late = len(cases) + len(profiles)
-    profiles |= {CONTROL: late + 1, ROOF: late + 2}
-
-    def place(record: Record) -> tuple[object, ...]:
-        process = -1 if record.replicate is None else record.replicate
-        series = (record.timer, record.cache, record.attempt, process)
-        return cases.get(record.case, late), profiles.get(record.profile, late), *series
-
-    return sorted(records, key=place)
 
 
 def checked_run_id(run_id: str) -> str:

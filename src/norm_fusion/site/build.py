@@ -217,7 +217,7 @@ def _begin() -> None:
 def _one(task: tuple[Path, Path, str, str, str]) -> _Run:
     """The pages of a run, in whatever process."""
     output, path, name, slug, told = task
-    pages, address = Pages(output, [Path(str(path).removesuffix(name))]), Address(name, slug)
+    pages, address = Pages(output, [path.parents[name.count("/")]]), Address(name, slug)
     run = Kept(RunStore(path), name)
     try:
         odd = runs.write(pages, run, address)

@@ -37,6 +37,7 @@ LEVEL = 0.95  # metrics.welch's
 # Student's quantile is tabled at this many steps of 1 / degrees of freedom; the cubic through the logs of the nearest
 # four is within 1e-9 of it, the line through two would be within 1.2e-5: figures of three places could differ.
 STEPS = 128
+NO_ROWS: dict[str, Any] = {"alike": {}, "cases": [], "profiles": [], "asked": [[], []], "rows": []}
 BEGINS, ENDS = b"normFusionRun(", b");"  # of a run's data, round JSON
 
 
@@ -90,16 +91,8 @@ def data_of(run: Kept, at: Address | None = None) -> bytes:
 
 def none(name: str, why: str) -> bytes:
     """The data of a run that cannot be compared."""
-    told: dict[str, Any] = {
-        "name": _short(name),
-        "started": "",
-        "device": "",
-        "left_out": [],
-        "why": _short(why),
-        "alike": {},
-    }
-    told |= {"cases": [], "profiles": [], "asked": [[], []], "rows": []}
-    return BEGINS + _escaped(told).encode() + ENDS
+    told = {"name": _short(name), "started": "", "device": "", "left_out": [], "why": _short(why)}
+    return BEGINS + _escaped(told | NO_ROWS).encode() + ENDS
 
 
 def _escaped(value: object) -> str:
@@ -113,7 +106,7 @@ def _told(run: Kept, at: Address) -> dict[str, Any]:
     told: dict[str, Any] = {"name": _short(run.name), "started": _short(manifest.started_at), "device": _device(run)}
     told |= {"left_out": [_short(said) for said in run.left_out], "why": _why_not(run)}
     if told["why"]:
-        return told | {"alike": {}, "cases": [], "profiles": [], "asked": [[], []], "rows": []}
+        return told | NO_ROWS
     made = run.conclusions
     assert made is not None, "there is a reason why, otherwise"
     side = compare.Side(manifest, made.pooled, run.records)

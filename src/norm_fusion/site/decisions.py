@@ -137,6 +137,6 @@ def matrix(decided: Sequence[Decided]) -> list[tuple[str, list[list[Decided]]]]:
 
 def summary(one: Decided) -> str:
     """`Holds in 5 of 5 rows; at its boundary holds in 8 of 20 rows, is undecided in 12`."""
-    inner, outer = ([row for c in one.claims if c.boundary is beyond for row in c.rows] for beyond in (False, True))
-    said = tally(inner) + (f"; at its boundary {tally(outer)}" if outer else "")
+    outer = one.rows(boundary=True)
+    said = tally(one.rows(boundary=False)) + (f"; at its boundary {tally(outer)}" if outer else "")
     return said[:1].upper() + said[1:]

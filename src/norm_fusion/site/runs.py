@@ -17,7 +17,8 @@ from norm_fusion.records import Conclusions, Conditions, Record
 from norm_fusion.report.page import told
 from norm_fusion.report.rows import Row, case_title, cases, duration, rows_of
 from norm_fusion.runs.files import StoreError
-from norm_fusion.runs.store import FOLDERS, SUMS, RunStore, in_order
+from norm_fusion.runs.order import in_order
+from norm_fusion.runs.store import FOLDERS, SUMS, RunStore
 from norm_fusion.site.pages import Pages, clipped, slug
 
 # Of a run's folder: what a reader's own tools need. Its log is not: it tells of the machine that it ran on.
