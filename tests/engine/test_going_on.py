@@ -1,5 +1,6 @@
 """The engine with a run that is there: what is missing is measured, and only that."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from workers import CASES, ENVIRONMENT, FIRST, SECOND, THIRD, Verdicts, Watching
 from norm_fusion import engine
 from norm_fusion.engine import processes
 from norm_fusion.engine.cards import Here
-from norm_fusion.runs import aside
+from norm_fusion.runs import aside, resume
+from norm_fusion.runs.plan import SPENT
 from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import SpecError
 
@@ -43,6 +45,32 @@ def forgotten(store: RunStore, *files: str, done: tuple[str, ...] = ()) -> None:
     store.write_sum_lines(lines)
     changes = {"state": "running", "done": list(done), "finished_at": None}
     store.write_manifest(store.manifest().model_copy(update=changes))
+
+
+def test_a_budget_that_ended_a_run_too_early_is_told_at_once_and_the_same_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker(monkeypatch, "time.sleep(0.3)")
+    listener, asked = Watching(), plan(*TWO, quick=False, fewest=3, most=3, budget_s=0.5)
+    _, store = run(tmp_path, asked, listener)
+    manifest = store.manifest()
+    assert (manifest.state, manifest.short, manifest.done) == ("finished", [FIRST, SECOND, THIRD], manifest.cases)
+    assert manifest.processes < 3
+    (told,) = [text for text in listener.notes if "goes on" in text]
+    assert "3 processes need about" in told and told not in manifest.notes
+    assert any(SPENT in note for note in manifest.notes)
+
+    left = resume.left(store, manifest, CASES, mixed=False, retry_failed=False)
+    assert {case.name for case in left.cases} == {FIRST, SECOND, THIRD}
+    asked = replace(asked.of(left.cases), budget_s=None)
+    outcome = engine.carry_out([engine.Run(asked, left.manifest, lambda: store, Watching(), left.earlier)], Here())[0]
+    assert outcome.exit_code == 0
+    manifest = store.manifest()
+    assert (manifest.state, manifest.short, manifest.processes) == ("finished", [], 3)
+    assert not any(SPENT in note for note in manifest.notes), "what is no longer so is not said"
+    measured = [(record.case, record.replicate, record.profile) for record in store.records()]
+    assert len(measured) == len(set(measured)) == 3 * 3 * len({name for _, _, name in measured})
+    assert not resume.left(store, manifest, CASES, mixed=False, retry_failed=False).cases
 
 
 def test_only_what_is_missing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

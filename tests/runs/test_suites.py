@@ -9,7 +9,7 @@ import pytest
 from norm_fusion import backends
 from norm_fusion.cli.measure import _known
 from norm_fusion.runs import suites
-from norm_fusion.spec import DEFAULT_CASES, SpecError
+from norm_fusion.spec import DEFAULT_CASES, Op, SpecError
 
 GOOD = """
 title = "T"
@@ -34,6 +34,15 @@ def test_the_seeds_suite() -> None:
         "4096x8192",
     ]
     assert len(backends.select(suite.profiles, {case.op for case in sweep})) == 6
+
+
+def test_a_part_of_a_suite_is_chosen_by_names_that_fit() -> None:
+    suite = suites.load("forward")
+    wide = suite.select((), ["rmsnorm-*x65536-*", "layernorm-1024x65536-float32"])
+    assert {(case.op, case.cols) for case in wide} == {(Op.RMSNORM, 65536), (Op.LAYERNORM, 65536)}
+    assert [case for case in suite.select(()) if case in wide] == list(wide), "in the order of the whole"
+    with pytest.raises(SpecError, match=r"no case of suite forward fits 'rmsnorm-5x\*'.*norm-fusion suites"):
+        suite.select((), ["rmsnorm-*", "rmsnorm-5x*"])
 
 
 def test_every_suite_loads_and_its_profiles_exist() -> None:

@@ -303,6 +303,9 @@ def _say_how_it_ended(console: Console, outcome: engine.Outcome, output: Path) -
         if lacking := manifest.uncounted(outcome.counters):
             done += f", {len(lacking)} of {len(manifest.profiled)} cells are not counted"
         say(f"{manifest.state}: {done}; the same command goes on with --run-id {_asked_id(manifest)}", "yellow")
+    elif manifest.short:
+        there = f"{manifest.processes} process{'es' * (manifest.processes > 1)} of at least {manifest.fewest}"
+        say(f"the budget had room for {there}; the same command goes on with --run-id {_asked_id(manifest)}", "yellow")
     if not outcome.records:
         say(f"kept in {kept}")
         return

@@ -112,6 +112,15 @@ def _benchmark(
 def _run(
     context: typer.Context,
     suite: Annotated[str, typer.Argument(help="A suite's name (see `norm-fusion suites`), or a .toml file.")],
+    case: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--case",
+            metavar="PATTERN",
+            help="Of the suite's cases those whose names fit, like 'rmsnorm-*x65536-*'; repeatable. What one run has "
+            "no time for may be measured by another.  [default: all]",
+        ),
+    ] = None,
     backend: BackendOption = None,
     contestant: ContestantOption = None,
     device: DeviceOption = "auto",
@@ -133,12 +142,14 @@ def _run(
     """Run a suite and keep it: on all GPUs of this machine, or of a Ray cluster. Its optional parts are switched on by
     --include-NAME (see `norm-fusion suites`).
 
-    The same run id goes on with a run that was interrupted: what is finished is not measured again.
+    The same run id goes on with a run that was interrupted, or whose budget ended before all processes that were asked
+    for: what is finished is not measured again.
 
     \b
     Examples:
       norm-fusion run normalization-fusion --run-id first --include-rmsnorm-shape-sweep
       norm-fusion run normalization-fusion --run-id first --with-profiling
+      norm-fusion run forward --run-id wide --case 'rmsnorm-*x65536-*'
       norm-fusion run my-suite.toml --run-id mine --retry-failed
       norm-fusion run normalization-fusion --run-id two --address 10.0.0.4:6379 --gpu-model A10G --gpu-model H200
     """
@@ -157,7 +168,7 @@ def _run(
                 f"option {unknown[0]!r} is unknown: suite {chosen.name} has {', '.join(known) or 'no optional parts'}; "
                 "other options are in `norm-fusion run --help`"
             )
-        cases = chosen.select(tuple(known[word] for word in typed))
+        cases = chosen.select(tuple(known[word] for word in typed), case or [])
         question = Question(
             title=chosen.title,
             question=chosen.question,

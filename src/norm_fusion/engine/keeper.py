@@ -85,8 +85,10 @@ class Keeper:
                 self.event("blocked", reason=message.reason)
             case m.Done():
                 self.open()
+                done, short = {*self.manifest.done, *message.cases}, {*self.manifest.short, *message.short}
                 self._update(
-                    done=[name for name in self.manifest.cases if name in {*self.manifest.done, *message.cases}]
+                    done=[name for name in self.manifest.cases if name in done],
+                    short=[name for name in self.manifest.cases if name in short],
                 )
                 self.event("done", where=where, cases=message.cases)
         self.listener(where, message)

@@ -149,10 +149,11 @@ class Blocked(_Said):
 
 
 class Done(_Said):
-    """These cases need no further process."""
+    """These cases need no further process. `short`: those of them that a budget ended before their fewest."""
 
     kind: Literal["done"] = "done"
     cases: list[str]
+    short: list[str] = Field(default_factory=list)
 
 
 class Finished(_Said):

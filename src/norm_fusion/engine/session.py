@@ -26,6 +26,7 @@ from norm_fusion.evidence import verdicts
 from norm_fusion.evidence.pool import ENOUGH, pool
 from norm_fusion.records import Conclusions, Conditions, Environment, Measurement, Record, Samples
 from norm_fusion.runs.derive import records_of
+from norm_fusion.runs.plan import SPENT
 from norm_fusion.spec import Case, Shard
 
 # One that waits for its turn imports PyTorch beside the one that measures: where there are processors to spare.
@@ -58,6 +59,7 @@ class Session:
         self.held.callback(self.verifier.close)
         self.began_s = time.monotonic()
         self.longest_s = 0.0  # of a process, per case
+        self.short: list[str] = []  # cases that the budget ended before they had their fewest processes
         self._start_from(task.earlier)
 
     def _start_from(self, earlier: list[m.Made]) -> None:
@@ -84,7 +86,7 @@ class Session:
                 assert self.host is not None
                 self._keep(case, [], self.host.shard, self._fingerprint)  # of the process that was interrupted
             if self.interrupted is None and self._where is not None and not self.refused:
-                self.tell(m.Done(cases=[case.name for case in self.plan.cases]))
+                self.tell(m.Done(cases=[case.name for case in self.plan.cases], short=self.short))
                 self._profile()
         finally:
             self.close()
@@ -150,7 +152,7 @@ class Session:
                 return
             if self._left(remaining, number, attempt):
                 if number > 0 and not self._may_go_on(len(remaining)):
-                    self._spent(number, attempt)
+                    self._spent(number, attempt, remaining)
                     return
                 if not self._whole_process(number, attempt, remaining):
                     return
@@ -172,7 +174,18 @@ class Session:
             return False
         widths = [width for case in cases if (width := self._widest(case, attempt)) is not None]
         self.tell(m.Ended(number=number, took_s=took, widest=max(widths, default=None)))
+        if (number, attempt) == (0, 0):
+            self._foresee((self.plan.fewest - 1) * len(cases))
         return True
+
+    def _foresee(self, lacking: int) -> None:
+        """Say, as soon as it shows, that the budget ends before the fewest processes that were asked for."""
+        if self._may_go_on(lacking):
+            return
+        needed_s = time.monotonic() - self.began_s + lacking * self.longest_s
+        said = f"{self.plan.fewest} processes need about {needed_s:.0f} s, more than the budget of "
+        said += f"{self.plan.budget_s:g} s: once it is spent, the same command with its --run-id goes on"
+        self.tell(m.Note(text=said, passing=True))
 
     def _left(self, cases: tuple[Case, ...], number: int, attempt: int) -> list[Case]:
         """Which of them have no records of this process yet."""
@@ -185,11 +198,13 @@ class Session:
             return True
         return time.monotonic() - self.began_s + case_processes * self.longest_s <= self.plan.budget_s
 
-    def _spent(self, number: int, attempt: int) -> None:
+    def _spent(self, number: int, attempt: int, cases: tuple[Case, ...]) -> None:
         """Say that time, not precision, ended it."""
         asked = f" of at least {self.plan.fewest}" if number < self.plan.fewest else ""
         during = f" of rerun {attempt}" if attempt else ""
-        said = f"the budget of {self.plan.budget_s:g} s was spent after {number}{asked} processes{during}"
+        if asked and not attempt:
+            self.short = [case.name for case in cases]
+        said = f"the budget of {self.plan.budget_s:g} s {SPENT} {number}{asked} processes{during}"
         self._note(f"{said}: --budget raises it, fewer cases need less")
 
     def _process(self, number: int, attempt: int, cases: tuple[Case, ...]) -> None:

@@ -44,6 +44,7 @@ class Manifest(Stored):
     # partial: not all cases are done, and nothing is being measured; blocked: none, for the reason in the notes.
     state: Literal["running", "finished", "interrupted", "partial", "blocked"] = "running"
     done: list[str] = Field(default_factory=list)  # cases that need no further process
+    short: list[str] = Field(default_factory=list)  # those of them that the budget ended in fewer than `fewest`
     cut: list[str] = Field(default_factory=list)  # files of records that an interruption cut short
     environment: Environment | None = None
     further: list[Environment] = Field(default_factory=list)  # of the other cards

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 from norm_fusion.spec import FEWEST, MOST, PRECISION, RERUNS, Case, Shard
 
+SPENT = "was spent after"  # in the note of a run that its budget ended
+
 
 @dataclass(frozen=True)
 class Plan:

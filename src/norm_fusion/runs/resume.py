@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from norm_fusion.records import SCHEMA, Code, Manifest, Record, Samples, Status
 from norm_fusion.runs import aside
 from norm_fusion.runs.files import StoreError, records_in
+from norm_fusion.runs.plan import SPENT
 from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import Case
 
@@ -98,7 +99,7 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
 
     `mixed`: go on although the code is another; what is not done is measured anew by it. `retry_failed`: cases with a
     row that failed or was wrong are measured anew, and counters that were not collected asked for again. Counters may
-    be asked for of a run that had none.
+    be asked for of a run that had none. Cases that a budget ended before their fewest processes are gone on with.
 
     Raises:
         StoreError: it was asked something else, or its files are damaged.
@@ -118,12 +119,12 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
             f"run {was.run_id!r} exists in {store.path.parent} and was asked something else: {'; '.join(odd)}{more}: "
             "choose another --run-id"
         )
-    known = [note for note in was.notes if not note.startswith(PASSING)]
+    known = [note for note in was.notes if not note.startswith(PASSING) and not (was.short and SPENT in note)]
     notes = [*known, *(said for said in aside.mend(store, set(was.done)) if said not in known)]
     aside.move(store, [file for name in was.cut for file in aside.pair(f"{name}.json")])
     records = {path: records_in(path) for path in store.record_files()}
     there = {record.case for found in records.values() for record in found}
-    done = set(was.done) & there
+    done = set(was.done) & there - set(was.short)
     bad = {r.case for found in records.values() for r in found if r.amiss} if retry_failed else set()
     processes = [path for path, found in records.items() if not any(r.case in bad or r.attempt for r in found)]
     counted = [r.replicate for path in processes for r in records[path] if r.replicate is not None]
@@ -134,6 +135,7 @@ def left(store: RunStore, asked: Manifest, cases: Sequence[Case], *, mixed: bool
             "worked_s": was.took_s,
             "processes": max(counted, default=0) + 1,
             "done": [name for name in was.done if name in done - bad],
+            "short": [],
             "environment": was.environment,
             "further": was.further,
             "before": was.before,

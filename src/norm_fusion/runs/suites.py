@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from norm_fusion.runs.toml import TomlFile
@@ -47,13 +48,21 @@ class Suite:
     metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     profiled: tuple[str, ...] = ()
 
-    def select(self, options: tuple[str, ...]) -> tuple[Case, ...]:
+    def select(self, options: tuple[str, ...], only: Sequence[str] = ()) -> tuple[Case, ...]:
         """The suite's cases and those of the named options, each once: by operator, then by size.
 
-        In one order: a run that goes on has to find its own.
+        In one order: a run that goes on has to find its own. `only`: of them those whose names fit one of these
+        patterns, like rmsnorm-*x65536-*.
+
+        Raises:
+            SpecError: a pattern fits no case.
         """
         chosen = {*self.cases, *(case for name in options for case in self.options[name].cases)}
-        return tuple(sorted(chosen, key=_in_order))
+        for pattern in only:
+            if not any(fnmatchcase(case.name, pattern) for case in chosen):
+                raise SpecError(f"no case of suite {self.name} fits {pattern[:80]!r}: `norm-fusion suites` lists them")
+        fitting = {case for case in chosen if not only or any(fnmatchcase(case.name, pattern) for pattern in only)}
+        return tuple(sorted(fitting, key=_in_order))
 
 
 def _in_order(case: Case) -> tuple[int, bool, str, int, int]:
