@@ -29,7 +29,7 @@ from norm_fusion.records import Manifest, Status
 from norm_fusion.site import comparing
 from norm_fusion.site.pages import LONGEST, Pages
 from norm_fusion.site.runs import addresses
-from norm_fusion.spec import ROOF, SpecError
+from norm_fusion.spec import FEWEST, ROOF, SpecError
 
 EVIDENCE = Path(__file__).parents[2] / "evidence"
 NAMES = ("h200-live", "h200-sweep", "h200-seed", "h200-live-two", "h200-4096x4096")
@@ -118,6 +118,9 @@ def test_choosing_a_run_writes_the_address_and_the_first_pair_needs_no_leave(bro
     with opened(browser, site) as page:
         expect(page.locator("#pairs tbody tr").first).to_be_visible()
         expect(page.locator("#unlike")).to_be_hidden()
+        shown = [page.locator(f"#{side}").input_value() for side in "ab"]
+        processes = {address.slug: site.sides[name].manifest.processes for name, address in site.at.items()}
+        assert all(processes[slug] >= FEWEST for slug in shown), "there are such pairs, and of fewer little is called"
         page.get_by_label("A the run before").select_option("h200-seed")
         page.get_by_label("B the run after").select_option("h200-sweep")
         says(page, compare.summary(site.told("h200-seed", "h200-sweep"), "h200-seed", "h200-sweep"))

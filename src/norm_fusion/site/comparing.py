@@ -25,7 +25,7 @@ from norm_fusion.records import Label, Manifest
 from norm_fusion.report.rows import ROLES, case_title
 from norm_fusion.site.pages import LONGEST, Pages
 from norm_fusion.site.runs import Address, anchor
-from norm_fusion.spec import CONTROL, ROOF
+from norm_fusion.spec import CONTROL, FEWEST, ROOF
 
 # Of a row in a run's data, in this order. mean, variance: of the logs of the processes' medians in ms; ms: exp of that
 # mean; case, profile, card, doubt: places in the lists of these; record: its place on the page of its case.
@@ -206,14 +206,21 @@ def _device(run: Kept) -> str:
 
 
 def _alike(runs: Sequence[Kept]) -> Sequence[Kept]:
-    """The newest two that may be compared as they are and were asked for something in common: the older one first."""
+    """The newest two that may be compared as they are and were asked for something in common: the older one first.
+
+    Rather two of enough processes than newer ones: of fewer little is called.
+    """
     asked = [(set(run.manifest.cases), set(run.manifest.profiles)) for run in runs]
     facts = [[list(_entries(name, run.manifest)) for name in compare.MUST_MATCH] for run in runs]
+    found: Sequence[Kept] = ()
     for newer, older in combinations(range(len(runs)), 2):
         common = all(mine & theirs for mine, theirs in zip(asked[newer], asked[older], strict=True))
         if common and facts[newer] == facts[older]:
-            return runs[older], runs[newer]
-    return ()
+            pair = runs[older], runs[newer]
+            if all(run.manifest.processes >= FEWEST for run in pair):
+                return pair
+            found = found or pair
+    return found
 
 
 def _facts() -> dict[str, Any]:
