@@ -23,7 +23,7 @@ from norm_fusion.evidence.archive import odd
 from norm_fusion.evidence.pool import profile_of
 from norm_fusion.evidence.stored import with_records
 from norm_fusion.records import Call, Code, Conclusions, Counters, Manifest, Record
-from norm_fusion.runs.files import StoreError, bytes_of, problem, read
+from norm_fusion.runs.files import StoreError, bytes_of, read
 from norm_fusion.runs.listing import listed
 from norm_fusion.runs.order import in_order
 from norm_fusion.runs.store import SUM, SUMS, RunStore
@@ -239,8 +239,6 @@ def rows_of(
             left_out.append(str(error))
         except OSError as error:
             left_out.append(f"{error.filename or store.path} cannot be read: {error.strerror}")
-        except ValueError as error:  # text that is no Unicode, where a digest is made of it
-            left_out.append(f"{store.path} cannot be read: {problem(error)}")
         for said in left_out:
             tell(said)
         yield from made
@@ -362,7 +360,7 @@ def _parts(name: str) -> Told:
 
 
 def _text(value: object) -> str:
-    """As text that UTF-8 can hold: half of a surrogate pair, which JSON can name, stays as it was named."""
+    """As text that UTF-8 can hold: a folder may have a name in another encoding."""
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 
