@@ -1,4 +1,4 @@
-"""What is asked of a cluster, before any is joined; and one run id, asked for twice at the same time."""
+"""What is asked of a cluster, before any is joined; one run id twice at the same time; a part of a suite."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from norm_fusion.cli.launch import Cluster, asked_cluster
+from norm_fusion.runs.store import RunStore
 from norm_fusion.spec import SpecError
 
 ADDRESS = "10.0.0.4:6379"
@@ -47,6 +48,24 @@ def test_two_at_once_on_a_new_run_id_are_one_run_and_a_refusal(tmp_path: Path) -
     codes = [process.returncode for process in both]
     assert sorted(codes) == [0, 2], said
     assert "run 'one' is being measured by another process" in said[codes.index(2)]
+
+
+def test_a_part_of_a_suite_whose_budget_ends_is_gone_on_with(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "norm_fusion", "run", _suite(tmp_path), "--case", "*-8x64-*", "--processes", "2"]
+    command += ["--device", "cpu", "--run-id", "part", "--output", str(tmp_path)]
+
+    def call(*more: str) -> str:
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    said = call("--budget", "0.1")
+    assert "2 processes need about" in said
+    assert "the budget had room for 1 process of at least 2; the same command goes on with --run-id part" in said
+    said = call()
+    assert "the budget" not in said
+    manifest = RunStore.open("part", tmp_path).manifest()
+    assert (manifest.cases, manifest.processes) == (["rmsnorm-8x64-float32"], 2)
 
 
 def _suite(folder: Path) -> str:
