@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from norm_fusion.evidence.archive import Archive, Kept
-from norm_fusion.evidence.boundary import covered
+from norm_fusion.evidence.boundary import NAMED, covered
 from norm_fusion.evidence.deciding import Judged
 from norm_fusion.evidence.experiments import Experiment, needed
 from norm_fusion.evidence.selection import Selected, refusals, speaking
@@ -135,6 +135,7 @@ def write(
         answers=[list(coloured(said)) for said in answers(rows)],
         plain=[one for one in answered(rows) if one.plain],
         unheld=list(unheld(rows)),
+        named=NAMED,
         shape=f"{len(groups)} cases / {len(_profiles(rows))} profiles",
         decisions=[one.decided for one in judged if suite.name in one.decision.experiments],
         headline=list(headline(rows, page.counters)),

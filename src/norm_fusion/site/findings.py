@@ -179,14 +179,15 @@ def _between(one: Row, other: Row) -> Quote | None:
 
 
 def unheld(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[str]]]:
-    """Where a speedup of the fused kernel is not supported: over what, the label, and the cases."""
-    found: dict[tuple[str, Label], list[str]] = {}
-    for case, group in cases(rows).items():
+    """Where a speedup of the fused kernel is not supported: over what, the label, and the cases, the worst first."""
+    found: dict[tuple[str, Label], list[Quote]] = {}
+    for group in cases(rows).values():
         for over, one in asked_of(group).items():
             if one.label is not None and one.label is not Label.SUPPORTED:
-                found.setdefault((over, one.label), []).append(f"{case_title(case)} ({one.words})")
+                found.setdefault((over, one.label), []).append(one)
     for (over, label), those in found.items():
-        yield over, label.value, those
+        worst = sorted(those, key=lambda one: one.speedup or 0.0)
+        yield over, label.value, [f"{case_title(one.row.case)} ({one.words})" for one in worst]
 
 
 def headline(rows: Sequence[Row], counters: Sequence[Counters]) -> Iterator[tuple[str, str, str, str]]:
