@@ -158,6 +158,7 @@ def test_a_node_that_falls_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         os.kill(pid, signal.SIGCONT)
     for node in (silent, *more):
         nodes.kill(node)
+    nodes.made.wait_for_nodes()  # until the head too knows that they are gone: the next tests count them
     store = RunStore(tmp_path / "a")
     assert outcome.exit_code == 0
     assert Counter(record.case for record in store.records()) == dict.fromkeys(NAMES[:2], 1)
