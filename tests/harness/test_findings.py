@@ -88,8 +88,10 @@ def test_a_cheat_that_is_missed_and_an_honest_one_that_is_blamed_fail() -> None:
     assert concluded("sabotage", calls)["sabotage"].passed
     assert concluded("sabotage", calls)["sabotage"].found == f"{len(calls)} of {len(calls)}"
     other = calls[0].model_copy(update={"code": "above-ceiling"})
-    assert concluded("sabotage", [other, *calls[1:]])["sabotage"].passed is False, "found by luck"
-    assert concluded("sabotage", calls[1:])["sabotage"].passed is False
+    lucky, missed = concluded("sabotage", [other, *calls[1:]])["sabotage"], concluded("sabotage", calls[1:])["sabotage"]
+    assert lucky.passed is missed.passed is False
+    assert lucky.details[0]["reason"] == f"invalid: {other.reason}", "what was said of it instead"
+    assert missed.details[0]["reason"] == "nothing was called of it"
     honest = call(Label.INVALID, profile="torch-native", baseline="torch-eager")
     assert concluded("sabotage", [*calls, honest])["sabotage"].passed is False
 

@@ -188,7 +188,7 @@ def _sabotage(calls: Sequence[Call], trial: Trial) -> HarnessCheck:
             "contestant": name.rpartition(":")[2],
             "label": found[name].label.value if name in found else "not found",
             "code": found[name].code if name in found else None,
-            "reason": found[name].reason if name in found else None,
+            "reason": found[name].reason if name in found else _said_instead(name, calls),
         }
         for name in cheats
     ]
@@ -200,6 +200,12 @@ def _sabotage(calls: Sequence[Call], trial: Trial) -> HarnessCheck:
         found=_cheats_found(details),
         details=details,
     )
+
+
+def _said_instead(name: str, calls: Sequence[Call]) -> str:
+    """What the lab said of a cheat that it did not find for what it does."""
+    said = dict.fromkeys(f"{call.label.value}: {call.reason}" for call in calls if call.profile == name)
+    return "; ".join(said) or "nothing was called of it"
 
 
 def _cheats_found(details: Sequence[Row]) -> str:
