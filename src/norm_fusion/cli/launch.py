@@ -296,16 +296,17 @@ def _say_how_it_ended(console: Console, outcome: engine.Outcome, output: Path) -
         shown = "what is shown was measured; " if outcome.records else ""
         goes_on = f"the same command with --run-id {_asked_id(manifest)} goes on once that is mended"
         say(f"{outcome.problem}; {shown}{goes_on}", "red")
+    processes = f"{manifest.processes} process{'es' * (manifest.processes > 1)}"
+    goes_on = f"the same command goes on with --run-id {_asked_id(manifest)}"
     if manifest.state in ("interrupted", "partial", "blocked"):
         done = f"{len(manifest.done)} of {len(manifest.cases)} cases are done"
         if not manifest.whole and outcome.records:
-            done += f", {manifest.processes} process{'es' * (manifest.processes > 1)} of them measured"
+            done += f", {processes} of them measured"
         if lacking := manifest.uncounted(outcome.counters):
             done += f", {len(lacking)} of {len(manifest.profiled)} cells are not counted"
-        say(f"{manifest.state}: {done}; the same command goes on with --run-id {_asked_id(manifest)}", "yellow")
+        say(f"{manifest.state}: {done}; {goes_on}", "yellow")
     elif manifest.short:
-        there = f"{manifest.processes} process{'es' * (manifest.processes > 1)} of at least {manifest.fewest}"
-        say(f"the budget had room for {there}; the same command goes on with --run-id {_asked_id(manifest)}", "yellow")
+        say(f"the budget had room for {processes} of at least {manifest.fewest}; {goes_on}", "yellow")
     if not outcome.records:
         say(f"kept in {kept}")
         return

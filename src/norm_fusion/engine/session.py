@@ -182,8 +182,7 @@ class Session:
         """Say, as soon as it shows, that the budget ends before the fewest processes that were asked for."""
         if self._may_go_on(lacking):
             return
-        needed_s = time.monotonic() - self.began_s + lacking * self.longest_s
-        said = f"{self.plan.fewest} processes need about {needed_s:.0f} s, more than the budget of "
+        said = f"{self.plan.fewest} processes need about {self._needed_s(lacking):.0f} s, more than the budget of "
         said += f"{self.plan.budget_s:g} s: once it is spent, the same command with its --run-id goes on"
         self.tell(m.Note(text=said, passing=True))
 
@@ -193,10 +192,12 @@ class Session:
         return [case for case in cases if case.name not in done]
 
     def _may_go_on(self, case_processes: int) -> bool:
-        """Is there time for so many cases x processes, as long as the slowest took so far?"""
-        if self.plan.budget_s is None:
-            return True
-        return time.monotonic() - self.began_s + case_processes * self.longest_s <= self.plan.budget_s
+        """Is there time for so many more cases x processes?"""
+        return self.plan.budget_s is None or self._needed_s(case_processes) <= self.plan.budget_s
+
+    def _needed_s(self, case_processes: int) -> float:
+        """What it takes with so many more cases x processes, as long as the slowest took so far."""
+        return time.monotonic() - self.began_s + case_processes * self.longest_s
 
     def _spent(self, number: int, attempt: int, cases: tuple[Case, ...]) -> None:
         """Say that time, not precision, ended it."""

@@ -58,11 +58,11 @@ class Suite:
             SpecError: a pattern fits no case.
         """
         chosen = {*self.cases, *(case for name in options for case in self.options[name].cases)}
-        for pattern in only:
-            if not any(fnmatchcase(case.name, pattern) for case in chosen):
+        fitting = {pattern: {case for case in chosen if fnmatchcase(case.name, pattern)} for pattern in only}
+        for pattern, those in fitting.items():
+            if not those:
                 raise SpecError(f"no case of suite {self.name} fits {pattern[:80]!r}: `norm-fusion suites` lists them")
-        fitting = {case for case in chosen if not only or any(fnmatchcase(case.name, pattern) for pattern in only)}
-        return tuple(sorted(fitting, key=_in_order))
+        return tuple(sorted(set().union(*fitting.values()) if only else chosen, key=_in_order))
 
 
 def _in_order(case: Case) -> tuple[int, bool, str, int, int]:
